@@ -1,0 +1,68 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+
+
+def by_name(lines: list[str]) -> dict[str, Requirement]:
+    requirements = [Requirement(line) for line in lines]
+    return {canonicalize_name(requirement.name): requirement for requirement in requirements}
+
+
+def read_pins(file_name: str) -> dict[str, Requirement]:
+    lines = (ROOT / file_name).read_text(encoding="utf-8").splitlines()
+    return by_name([line for line in lines if line and not line.startswith("#")])
+
+
+CORE = by_name(PROJECT["dependencies"])
+BESIDE = by_name([line for name, lines in EXTRAS.items() if name != "dev" for line in lines])
+PINNED_FILES = [
+    ("requirements.txt", CORE | BESIDE),
+    ("requirements-dev.txt", by_name(EXTRAS["dev"])),
+]
+
+
+@pytest.mark.parametrize(("file_name", "declared"), PINNED_FILES)
+def test_pins_satisfy_the_ranges(file_name: str, declared: dict[str, Requirement]) -> None:
+    for name, pin in read_pins(file_name).items():
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==", f"{file_name}: {pin} is not pinned"
+        assert name in declared, f"{file_name}: {name} is not declared in pyproject.toml"
+        assert declared[name].specifier.contains(specifier.version), f"{pin}, {declared[name]}"
+
+
+def test_every_core_dependency_is_pinned() -> None:
+    assert set(CORE) <= set(read_pins("requirements.txt"))
+
+
+def test_every_tool_is_pinned() -> None:
+    assert set(by_name(EXTRAS["dev"])) == set(read_pins("requirements-dev.txt"))
+
+
+def test_direct_dependencies_are_a_dozen_at_most() -> None:
+    assert len(CORE) <= 12
+    assert len(read_pins("requirements.txt")) <= 12
+
+
+def test_flash_attention_is_never_required() -> None:
+    assert "flash-attn" not in CORE | read_pins("requirements.txt")
+
+
+def test_conda_environment_installs_the_same_pins() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yaml").read_text(encoding="utf-8"))
+    assert environment["name"] == "phi3v"
+    assert environment["dependencies"] == ["python=3.11", "pip", {"pip": ["-r requirements.txt"]}]
+
+
+def test_no_source_file_is_longer_than_250_lines() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    long = {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > 250}
+    assert not long, f"split by meaning: {long}"
