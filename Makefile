@@ -1,0 +1,59 @@
+# Every target works on a fresh machine: it makes .venv in the checkout when that is missing or out of date.
+
+# The pins were taken with Python 3.11, so it is tried first.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	$$p -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+SOURCES := src tests docs $(wildcard benchmarks tools)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Processes on a small machine fight for cores when each of them starts one thread per core.
+test check test-slow: export OMP_NUM_THREADS := 1
+
+.PHONY: demo test check fix docs test-slow test-gpu setup clean
+
+demo: $(READY)
+	$(BIN)/phi3v demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not gpu and not interop"
+
+check: $(READY)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy src
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate_cli.py --check
+	$(BIN)/python -m pytest
+
+fix: $(READY)
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+docs: $(READY)
+	$(BIN)/python docs/generate_cli.py
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
+
+# Hooks are a convenience: a checkout without git, or with a hooks path of its own, is set up without them.
+setup: $(READY)
+	@git rev-parse --git-dir >/dev/null 2>&1 && $(BIN)/pre-commit install || echo "git hooks not installed"
+
+$(READY): requirements.txt requirements-dev.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "phi3v needs Python 3.11, 3.12 or 3.13 with venv; name it: make PYTHON=..."; exit 1; }
+	@echo "Setting up .venv with $(PYTHON); this takes a few minutes once."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
