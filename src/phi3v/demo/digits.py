@@ -1,7 +1,8 @@
 """Real handwriting for the demo: bundled pictures of digits, written as a LLaVA data set.
 
-The pictures and their licence are in `demo/data`. A sheet shows 28x28 tiles, row r the digit r. The held-out
-pictures have a sheet of their own, so no seed and no size can mix them with the training pictures.
+The pictures and their licence are in `demo/data`. A sheet shows 28x28 tiles, row r the digit r.
+The held-out pictures have a sheet of their own, so no seed and no size can mix them with the
+training pictures.
 """
 
 import json
@@ -15,7 +16,8 @@ from typing import Any, Literal
 from PIL import Image, ImageOps
 
 TILE = 28
-# 4 x 28 = 112 pixels: with `num_crops` 1 exactly one crop of the demo's tiny base, so nothing is resized again.
+# 4 x 28 = 112 pixels: with `num_crops` 1 exactly one crop of the demo's tiny base, so nothing is
+# resized again.
 SCALE = 4
 SHEETS = {"train": ("train_1.png", "train_2.png", "train_3.png"), "held_out": ("held_out.png",)}
 
@@ -93,8 +95,8 @@ def read_tiles(split: Literal["train", "held_out"]) -> list[list[Image.Image]]:
 def write_dataset(folder: Path, num_train: int, num_eval: int = 500, *, seed: int = 0) -> DemoData:
     """Write picture files and LLaVA records for training and evaluation.
 
-    Digits are balanced: any two differ by at most one picture. The seed chooses the pictures, their order and the
-    questions. Existing files of the same names are replaced.
+    Digits are balanced: any two differ by at most one picture. The seed chooses the pictures,
+    their order and the questions. Existing files of the same names are replaced.
 
     Args:
         folder: Where to write; made if it does not exist.
@@ -136,7 +138,7 @@ def write_dataset(folder: Path, num_train: int, num_eval: int = 500, *, seed: in
 
 
 def is_right(answer: str, expected: str) -> bool:
-    """Tell whether a generated answer is the expected one: the whole answer, outer white space aside."""
+    """Tell whether the whole answer, outer white space aside, is the expected one."""
     return answer.strip() == expected
 
 
@@ -164,7 +166,7 @@ def _choose(
 def _write_pictures(
     folder: Path, prefix: str, pictures: Sequence[tuple[int, Image.Image]]
 ) -> list[str]:
-    """Write pictures as dark ink on white paper; return the file names, which don't tell the digit."""
+    """Write pictures as dark ink on white paper; return file names that don't tell the digit."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{prefix}_{index:04d}.png" for index in range(len(pictures))]
     size = (TILE * SCALE, TILE * SCALE)
