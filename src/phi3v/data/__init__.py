@@ -1,0 +1,1 @@
+"""The data room: from records on disk to batches for the model."""
