@@ -1,0 +1,230 @@
+"""The model below the head: token and image embeddings and the decoder.
+
+Letters: B rows, T tokens of this call, U tokens seen with the cache, H hidden size.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from phi3v.model.clip import CLIPEmbeddings
+from phi3v.model.configuration import Phi3VConfig
+from phi3v.model.decoder import Phi3VDecoderLayer, Phi3VRMSNorm
+from phi3v.model.rotary import packed_document_lengths, rotary_tables
+from phi3v.model.vision import Phi3VImageEmbedding
+
+
+class Phi3VPreTrainedModel(PreTrainedModel):
+    """What the library needs to know to load, shard, quantise and checkpoint the model."""
+
+    config_class = Phi3VConfig
+    config: Phi3VConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Phi3VDecoderLayer", "CLIPEncoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    # The original's second name of the token table; absent from the published files, present in
+    # pickled ones.
+    _keys_to_ignore_on_load_unexpected = [r"vision_embed_tokens\.wte\.weight"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, Phi3VRMSNorm | nn.LayerNorm):
+            init.ones_(module.weight)
+            if isinstance(module, nn.LayerNorm):
+                init.zeros_(module.bias)
+        elif isinstance(module, Phi3VImageEmbedding):
+            init.zeros_(module.glb_GN)
+            init.zeros_(module.sub_GN)
+        elif isinstance(module, CLIPEmbeddings):
+            init.normal_(module.class_embedding, mean=0.0, std=std)
+
+
+class Phi3VModel(Phi3VPreTrainedModel):
+    """Embeddings of text and images, and the decoder."""
+
+    def __init__(self, config: Phi3VConfig) -> None:
+        super().__init__(config)
+        # No padding_idx: the published class blocks the gradient of row 32000 although the id ends
+        # every training text. Padding takes part in no loss, so the row needs no protection.
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_dropout = nn.Dropout(config.embd_pdrop)
+        if config.has_vision:
+            self.vision_embed_tokens = Phi3VImageEmbedding(config)
+        self.layers = nn.ModuleList(
+            Phi3VDecoderLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.norm = Phi3VRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        # Set by a trainer whose ranks must all run the vision side, or whose vision side trains.
+        self.link_vision_without_images = False
+        self.post_init()
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None,
+        image_sizes: Tensor | Sequence[Sequence[int]] | None,
+    ) -> Tensor:
+        """Look up the tokens and write the image tokens to their places.
+
+        Args:
+            input_ids: (B, T); a place of an image is ``image_token_id`` or any negative id (the
+                published form).
+            pixel_values: Pixels of all images of all rows in row order, or None.
+            image_sizes: (N, 2) padded heights and widths, or None.
+
+        Returns:
+            (B, T, H).
+
+        Raises:
+            ValueError: Number of places and of image tokens differ, or one of the two is missing.
+        """
+        places = (input_ids == self.config.image_token_id) | (input_ids < 0)
+        embeds = self.embed_tokens(input_ids.masked_fill(places, 0))
+        if pixel_values is None:
+            # Only looked at where it costs no wait for the device.
+            if places.device.type == "cpu" and bool(places.any()):
+                raise ValueError(
+                    f"input_ids hold {int(places.sum())} image places but no pixel_values came "
+                    "along; pass the processor's pixel_values and image_sizes"
+                )
+            return self._linked(embeds) if self.link_vision_without_images else embeds
+        if image_sizes is None:
+            raise ValueError("pixel_values came without image_sizes; pass both from the processor")
+        features = self.vision_embed_tokens(pixel_values, image_sizes)
+        self._check_places(places, features.shape[0])
+        index = (places.flatten().cumsum(0) - 1).clamp(min=0, max=features.shape[0] - 1)
+        spread = features.to(embeds.dtype)[index].view_as(embeds)
+        return self.embed_dropout(torch.where(places[..., None], spread, embeds))
+
+    @staticmethod
+    def _check_places(places: Tensor, num_features: int) -> None:
+        if places.device.type != "cpu":
+            torch._assert_async(places.sum() == num_features)
+        elif (found := int(places.sum())) != num_features:
+            raise ValueError(
+                f"input_ids hold {found} image places but the images make {num_features} tokens; "
+                "was a sequence cut inside an image, or are image_sizes those of other images?"
+            )
+
+    def _linked(self, embeds: Tensor) -> Tensor:
+        """Run one black crop through the vision side and add it times zero.
+
+        All ranks must touch the same modules, whatever their batches hold.
+        """
+        size = self.config.crop_size
+        crop = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=embeds.device)
+        return embeds + 0.0 * self.vision_embed_tokens(crop, [(size, size)]).sum().to(embeds.dtype)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
+        use_cache: bool | None = None,
+        document_lengths: Tensor | None = None,
+        output_hidden_states: bool = False,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Decode; see ``Phi3VForCausalLM.forward`` for the arguments.
+
+        Returns:
+            ``last_hidden_state`` (B, T, H) after the final norm, the cache, and, when asked for,
+            ``hidden_states``: the input of every layer and the final output.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds, not both and not neither")
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed(input_ids, pixel_values, image_sizes)
+        if self._wants_cache(use_cache, attention_mask, position_ids) and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        packed = position_ids is not None and attention_mask is None and past_key_values is None
+        batch_size, length = inputs_embeds.shape[:2]
+        if position_ids is None:
+            position_ids = torch.arange(length, device=inputs_embeds.device)[None] + past
+        position_ids = position_ids.expand(batch_size, -1)
+        if document_lengths is None:
+            document_lengths = _document_lengths(position_ids, attention_mask, past, packed=packed)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+            and_mask_function=self._window(past + length),
+        )
+        rotary = rotary_tables(
+            self.config, position_ids, document_lengths, dtype=inputs_embeds.dtype
+        )
+        hidden_states, collected = inputs_embeds, []
+        if packed:
+            kwargs["position_ids"] = position_ids
+        for layer in self.layers:
+            collected.append(hidden_states)
+            hidden_states = layer(
+                hidden_states,
+                rotary,
+                attention_mask=mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        hidden_states = self.norm(hidden_states)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden_states,
+            past_key_values=past_key_values,
+            hidden_states=(*collected, hidden_states) if output_hidden_states else None,
+        )
+
+    def _wants_cache(
+        self, use_cache: bool | None, attention_mask: Tensor | None, position_ids: Tensor | None
+    ) -> bool:
+        if self.training or not (self.config.use_cache if use_cache is None else use_cache):
+            return False
+        if position_ids is None or attention_mask is not None:
+            return True
+        # A cache makes the library's mask builder forget where packed documents begin.
+        return not bool((position_ids[:, 1:] == 0).any())
+
+    def _window(self, total_length: int) -> Any:
+        """Return the mask of the sliding window, or None while it cannot bite."""
+        window = self.config.sliding_window
+        if window is None or total_length <= window + 1:
+            return None
+        return lambda batch, head, query, key: query - key <= window
+
+
+def _document_lengths(
+    position_ids: Tensor, attention_mask: Tensor | None, past: int | Tensor, *, packed: bool
+) -> Tensor:
+    """Find how long each token's document is: (B, T) for packed rows, else (B, 1)."""
+    if attention_mask is not None and attention_mask.dim() == 2:
+        return attention_mask.sum(dim=-1, keepdim=True)
+    if packed:
+        return packed_document_lengths(position_ids)
+    return (position_ids.amax(dim=-1, keepdim=True) + 1).clamp(min=1)

@@ -1,0 +1,140 @@
+"""The Phi-3 decoder: pre-norm layers with fused projections and rotary positions.
+
+Letters: B rows, T tokens of this call, U tokens seen with the cache, H hidden size, W width of a
+head.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from phi3v.model.attention import eager_attention
+from phi3v.model.configuration import Phi3VConfig
+from phi3v.model.rotary import apply_rotary
+
+
+class Phi3VRMSNorm(nn.Module):
+    """Root-mean-square norm in float32, rounded before the weight is applied, as published."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Normalise (..., H)."""
+        wide = hidden_states.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(hidden_states.dtype)
+
+
+class Phi3VAttention(nn.Module):
+    """Causal attention with grouped key heads and one fused projection."""
+
+    def __init__(self, config: Phi3VConfig, layer_idx: int) -> None:
+        super().__init__()
+        assert config.num_key_value_heads is not None
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.is_causal = True
+        self.query_width = config.num_attention_heads * self.head_dim
+        self.key_width = config.num_key_value_heads * self.head_dim
+        self.qkv_proj = nn.Linear(
+            config.hidden_size, self.query_width + 2 * self.key_width, bias=False
+        )
+        self.o_proj = nn.Linear(self.query_width, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attention_mask: Any,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Attend; (B, T, H) to (B, T, H).
+
+        Args:
+            hidden_states: (B, T, H).
+            rotary: cos and sin tables, each (B, T, W).
+            attention_mask: What the mask builder made for the chosen kernel.
+            past_key_values: Cache that gets this layer's keys, rotated, and values.
+            **kwargs: Handed to the kernel (lengths of packed documents).
+        """
+        shape = (*hidden_states.shape[:2], -1, self.head_dim)
+        query, key, value = (
+            part.view(shape).transpose(1, 2)
+            for part in self.qkv_proj(hidden_states).split(
+                [self.query_width, self.key_width, self.key_width], dim=-1
+            )
+        )
+        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
+        window = self.config.sliding_window
+        output, _ = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.head_dim**-0.5,
+            # The published window counts the tokens to the left; the library's kernels count the
+            # token itself too.
+            sliding_window=None if window is None else window + 1,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(*hidden_states.shape[:2], self.query_width))
+
+
+class Phi3VMLP(nn.Module):
+    """SiLU-gated MLP with one fused projection: gate rows first, then up rows."""
+
+    def __init__(self, config: Phi3VConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Transform (B, T, H) to (B, T, H)."""
+        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
+        return self.down_proj(up * nn.functional.silu(gate))
+
+
+class Phi3VDecoderLayer(GradientCheckpointingLayer):
+    """One pre-norm decoder layer."""
+
+    def __init__(self, config: Phi3VConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.self_attn = Phi3VAttention(config, layer_idx)
+        self.mlp = Phi3VMLP(config)
+        self.input_layernorm = Phi3VRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = Phi3VRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.resid_attn_dropout = nn.Dropout(config.resid_pdrop)
+        self.resid_mlp_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attention_mask: Any = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Transform (B, T, H) to (B, T, H); arguments as in the attention."""
+        attended = self.self_attn(
+            self.input_layernorm(hidden_states), rotary, attention_mask, past_key_values, **kwargs
+        )
+        hidden_states = hidden_states + self.resid_attn_dropout(attended)
+        transformed = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + self.resid_mlp_dropout(transformed)

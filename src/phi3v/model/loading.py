@@ -1,0 +1,228 @@
+"""Opening checkpoint folders in the published form.
+
+A folder holds a whole model or an adapter; which one is seen by looking inside, never by its name.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import BitsAndBytesConfig
+from transformers.utils import is_flash_attn_2_available
+
+from phi3v.model.configuration import PUBLISHED_REPOSITORY, Phi3VConfig
+from phi3v.model.modeling import Phi3VForCausalLM
+from phi3v.model.processing import Phi3VProcessor
+
+ADAPTER_CONFIG = "adapter_config.json"
+# Named in full: the quantiser matches a pattern at the start or the end of a module's name only.
+UNQUANTIZED_MODULES = ["lm_head", "model.vision_embed_tokens"]
+
+Quantization = Literal["4bit", "8bit"]
+
+
+def is_adapter_folder(path: str | Path) -> bool:
+    """Tell whether a folder holds an adapter instead of a whole model."""
+    return (Path(path) / ADAPTER_CONFIG).is_file()
+
+
+def base_of_adapter(path: str | Path) -> str:
+    """Read from an adapter folder which base model it belongs to.
+
+    Raises:
+        ValueError: The folder does not name a base model.
+    """
+    settings = read_json(Path(path) / ADAPTER_CONFIG)
+    base = settings.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"{Path(path) / ADAPTER_CONFIG} names no base_model_name_or_path; write the path of "
+            "the base model into it"
+        )
+    return base
+
+
+def choose_attention(dtype: torch.dtype | str | None, *, disable_flash_attn2: bool = False) -> str:
+    """Pick the attention kernel: flash_attention_2 where it can run, else SDPA."""
+    half = dtype in (torch.bfloat16, torch.float16, "auto", None)
+    usable = torch.cuda.is_available() and is_flash_attn_2_available() and half
+    return "flash_attention_2" if usable and not disable_flash_attn2 else "sdpa"
+
+
+def quantization_config(
+    bits: Literal[4, 8],
+    *,
+    quant_type: str = "nf4",
+    double_quant: bool = True,
+    compute_dtype: torch.dtype = torch.bfloat16,
+) -> BitsAndBytesConfig:
+    """Describe bitsandbytes loading that spares the head, the projection and the tower.
+
+    Args:
+        bits: 4 or 8.
+        quant_type: ``nf4`` or ``fp4``, for 4 bits.
+        double_quant: Quantise the scales too, for 4 bits.
+        compute_dtype: Type in which the products run.
+    """
+    return BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        llm_int8_skip_modules=UNQUANTIZED_MODULES,
+        bnb_4bit_quant_type=quant_type,
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def load_config(path: str | Path) -> Phi3VConfig:
+    """Read and check the config of a checkpoint folder or hub id.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it has no config.json.
+        ValueError: The config is unreadable or that of another model.
+    """
+    _check_exists(path)
+    file = Path(path) / "config.json"
+    if Path(path).is_dir():
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{path} has no config.json; expected a Phi-3-vision checkpoint folder"
+            )
+        found = read_json(file).get("model_type")
+        if found != Phi3VConfig.model_type:
+            raise ValueError(
+                f"{file} describes a model of type {found!r}, expected 'phi3_v'; phi3v works with "
+                "Phi-3-vision and Phi-3.5-vision only"
+            )
+    return Phi3VConfig.from_pretrained(path)
+
+
+def load_model(
+    path: str | Path,
+    dtype: torch.dtype | str | None = None,
+    attn_implementation: str | None = None,
+    device: torch.device | str | None = None,
+    quantization: Quantization | BitsAndBytesConfig | None = None,
+) -> Any:
+    """Load a base, merged, fully trained or adapter folder, ready for generation.
+
+    Args:
+        path: Checkpoint folder, or the hub id of a published model.
+        dtype: Type of the weights; None keeps the stored one.
+        attn_implementation: ``eager``, ``sdpa``, ``flash_attention_2`` or ``flex_attention``; None
+            picks flash_attention_2 where it can run and SDPA elsewhere. The checkpoint's own wish
+            is ignored.
+        device: Where to put the model; None leaves it on the CPU; ``auto`` spreads it over the
+            devices.
+        quantization: ``4bit`` or ``8bit`` (bitsandbytes), or a full configuration.
+
+    Returns:
+        ``Phi3VForCausalLM`` in eval mode; for an adapter folder a ``peft.PeftModel`` around it.
+
+    Raises:
+        FileNotFoundError: The folder, its config, its base or one of its weight files is missing.
+        ValueError: The folder is damaged, incomplete, or holds another model.
+    """
+    _check_exists(path)
+    if is_adapter_folder(path):
+        from peft import PeftModel
+
+        base = load_model(
+            base_of_adapter(path), dtype, attn_implementation, device, quantization=quantization
+        )
+        return PeftModel.from_pretrained(base, str(path)).eval()
+    config = load_config(path)
+    if Path(path).is_dir():
+        check_weight_files(Path(path))
+    if isinstance(quantization, str):
+        if quantization not in ("4bit", "8bit"):
+            raise ValueError(f"quantization is {quantization!r}, expected '4bit' or '8bit'")
+        quantization = quantization_config(4 if quantization == "4bit" else 8)
+    loaded: Any = Phi3VForCausalLM.from_pretrained(
+        path,
+        config=config,
+        dtype=dtype or "auto",
+        attn_implementation=attn_implementation or choose_attention(dtype or config.dtype),
+        device_map=device,
+        quantization_config=quantization,
+        output_loading_info=True,
+    )
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"{path} lacks {len(missing)} of the model's weights, first {missing[0]!r}; the "
+            "checkpoint is incomplete: copy or save it again"
+        )
+    return model.eval()
+
+
+def load_processor(path: str | Path, num_crops: int | None = None) -> Phi3VProcessor:
+    """Load image processor and tokenizer of a checkpoint or adapter folder.
+
+    Args:
+        path: Folder or hub id. An adapter folder without a processor takes its base model's.
+        num_crops: Largest number of crops, 1 to 16; None keeps the number stored with the model.
+
+    Raises:
+        FileNotFoundError: There is no processor.
+        ValueError: ``num_crops`` is out of range or a file is damaged.
+    """
+    _check_exists(path)
+    if is_adapter_folder(path) and not (Path(path) / "preprocessor_config.json").is_file():
+        path = base_of_adapter(path)
+    kwargs = {} if num_crops is None else {"num_crops": num_crops}
+    return Phi3VProcessor.from_pretrained(path, **kwargs)
+
+
+def check_weight_files(folder: Path) -> None:
+    """Check that all safetensors files of a folder are there and whole, by their headers.
+
+    Raises:
+        FileNotFoundError: No weights, or a shard that the index names is missing.
+        ValueError: A file is truncated or damaged.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files and not any(folder.glob("pytorch_model*.bin")):
+        raise FileNotFoundError(f"{folder} holds no weights: expected model.safetensors or shards")
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing, but {index.name} names it; copy it again")
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} is damaged or cut off ({error}); copy or download it again"
+            ) from error
+
+
+def _check_exists(path: str | Path) -> None:
+    if Path(path).is_dir():
+        return
+    looks_like_hub_id = str(path).count("/") == 1 and not str(path).startswith((".", "/", "~"))
+    if Path(path).exists() or not looks_like_hub_id:
+        raise FileNotFoundError(
+            f"no checkpoint folder at {path}; expected a folder with config.json or "
+            f"{ADAPTER_CONFIG}, or a hub id such as {PUBLISHED_REPOSITORY}"
+        )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Raises:
+        ValueError: The file is unreadable, no JSON, or holds something else than an object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object, found {type(content).__name__}")
+    return content

@@ -1,0 +1,189 @@
+"""From pixels to image tokens: real crops, the CLIP tower, the arrangement, the projection.
+
+Letters: N images, C real crops without the global ones, K crops with them (N global first, then C
+in row order), P patches along a side of a crop, t = P / 2 tokens along a side, S side of a crop in
+pixels, D vision width, H hidden size of the decoder, M image tokens of all images.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from phi3v.model.clip import CLIPVisionTower
+from phi3v.model.configuration import Phi3VConfig
+from phi3v.model.crops import CropGrid, crop_grid
+
+# Per channel, as in the published preprocessor_config.json.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """Turn uint8 pixels (..., 3, height, width) into float32 by the published mean and std."""
+    mean = torch.tensor(IMAGE_MEAN, dtype=torch.float32, device=pixels.device)[:, None, None]
+    std = torch.tensor(IMAGE_STD, dtype=torch.float32, device=pixels.device)[:, None, None]
+    return (pixels.to(torch.float32) / 255 - mean) / std
+
+
+def global_view(image: Tensor, crop_size: int) -> Tensor:
+    """Squash a normalised, padded image (3, height, width) to one crop (3, S, S), bicubic."""
+    return nn.functional.interpolate(
+        image[None].float(), size=(crop_size, crop_size), mode="bicubic", align_corners=False
+    )[0]
+
+
+def image_grids(image_sizes: Tensor | Sequence[Sequence[int]], crop_size: int) -> list[CropGrid]:
+    """Read the crop grid of every image from its padded (height, width)."""
+    sizes = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
+    return [crop_grid(int(height), int(width), crop_size) for height, width in sizes]
+
+
+def crops_from_published(pixel_values: Tensor, grids: Sequence[CropGrid]) -> Tensor:
+    """Take the real crops out of the published layout.
+
+    Args:
+        pixel_values: (N, num_crops + 1, 3, S, S), the global crop first, zero crops last.
+        grids: Crop grid of every image.
+
+    Returns:
+        (K, 3, S, S): all global crops, then all others in order.
+    """
+    per_image = pixel_values.shape[1]
+    if len(grids) != pixel_values.shape[0]:
+        raise ValueError(
+            f"pixel_values hold {pixel_values.shape[0]} images but image_sizes {len(grids)}"
+        )
+    order = [image * per_image for image in range(len(grids))]
+    for image, grid in enumerate(grids):
+        needed = grid.rows * grid.columns
+        if needed >= per_image:
+            raise ValueError(
+                f"image {image} needs {needed} crops by its size but pixel_values hold "
+                f"{per_image - 1}; pass image_sizes from the same processor call"
+            )
+        order.extend(image * per_image + 1 + crop for crop in range(needed))
+    return pixel_values.flatten(0, 1)[torch.tensor(order, device=pixel_values.device)]
+
+
+def crops_from_compact(pixel_values: Tensor, grids: Sequence[CropGrid]) -> Tensor:
+    """Normalise compact crops on their device and make the global view of every image.
+
+    Args:
+        pixel_values: (C, 3, S, S) uint8, row by row, image after image.
+        grids: Crop grid of every image.
+
+    Returns:
+        (K, 3, S, S) float32: all global crops, then all others in order.
+    """
+    counts = [grid.rows * grid.columns for grid in grids]
+    if sum(counts) != pixel_values.shape[0]:
+        raise ValueError(
+            f"image_sizes ask for {sum(counts)} crops but pixel_values hold {pixel_values.shape[0]}"
+        )
+    crops = normalize(pixel_values)
+    size = crops.shape[-1]
+    views = []
+    for grid, own in zip(grids, crops.split(counts), strict=True):
+        rows = own.view(grid.rows, grid.columns, 3, size, size).permute(2, 0, 3, 1, 4)
+        views.append(global_view(rows.reshape(3, grid.rows * size, grid.columns * size), size))
+    return torch.cat([torch.stack(views), crops])
+
+
+def arrangement(grids: Sequence[CropGrid], tokens_per_side: int) -> np.ndarray:
+    """List, for every image token, the row of the feature bank that it is made from.
+
+    The bank holds t * t merged features of every crop (N global crops first, then the others), then
+    the row separator ``sub_GN``, then ``glb_GN``. One image reads: its map of crops row by row, a
+        row separator behind each
+    row; ``glb_GN``; the global crop, with row separators too.
+
+    Args:
+        grids: Crop grid of every image.
+        tokens_per_side: t.
+
+    Returns:
+        int64 (M,).
+
+    Source:
+        "sub_glb" order of the published modelling code.
+    """
+    t = tokens_per_side
+    per_crop = t * t
+    num_crops = len(grids) + sum(grid.rows * grid.columns for grid in grids)
+    row_separator, global_separator = num_crops * per_crop, num_crops * per_crop + 1
+
+    def with_row_separators(places: np.ndarray) -> np.ndarray:
+        return np.pad(places, ((0, 0), (0, 1)), constant_values=row_separator).ravel()
+
+    parts = []
+    first = len(grids)
+    for image, grid in enumerate(grids):
+        num_own = grid.rows * grid.columns
+        own = np.arange(first * per_crop, (first + num_own) * per_crop)
+        tiles = own.reshape(grid.rows, grid.columns, t, t).transpose(0, 2, 1, 3)
+        parts.append(with_row_separators(tiles.reshape(grid.rows * t, grid.columns * t)))
+        parts.append(np.array([global_separator]))
+        whole = np.arange(image * per_crop, (image + 1) * per_crop).reshape(t, t)
+        parts.append(with_row_separators(whole))
+        first += num_own
+    return np.concatenate(parts)
+
+
+def merge_patches(features: Tensor) -> Tensor:
+    """Join each 2x2 block of patches, row 0 first; (K, P * P, D) to (K * t * t, 4 * D)."""
+    num_crops, num_patches, width = features.shape
+    t = int(num_patches**0.5) // 2
+    blocks = features.view(num_crops, t, 2, t, 2, width).transpose(2, 3)
+    return blocks.reshape(num_crops * t * t, 4 * width)
+
+
+class Phi3VImageEmbedding(nn.Module):
+    """Turns the crops of a batch into image tokens of the decoder's width."""
+
+    def __init__(self, config: Phi3VConfig) -> None:
+        super().__init__()
+        merged = 4 * config.vision.hidden_size
+        self.config = config
+        self.img_processor = CLIPVisionTower(config)
+        self.glb_GN = nn.Parameter(torch.zeros(1, 1, merged))
+        self.sub_GN = nn.Parameter(torch.zeros(1, 1, 1, merged))
+        self.img_projection = nn.Sequential(
+            nn.Linear(merged, config.hidden_size),
+            nn.GELU(),
+            nn.Linear(config.hidden_size, config.hidden_size),
+        )
+
+    def encode_crops(self, crops: Tensor) -> Tensor:
+        """Run the tower; (K, 3, S, S) to (K, P * P, D), without a graph where it is frozen."""
+        trains = any(parameter.requires_grad for parameter in self.img_processor.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            return self.img_processor(crops)
+
+    def forward(
+        self, pixel_values: Tensor, image_sizes: Tensor | Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Encode all images of a batch in one call of the tower.
+
+        Args:
+            pixel_values: Published layout, float (N, num_crops + 1, 3, S, S), or compact, uint8 (C,
+                3, S, S).
+            image_sizes: (N, 2) padded height and width in pixels.
+
+        Returns:
+            (M, H) tokens of all images in order.
+
+        Raises:
+            ValueError: Sizes and pixels do not fit together.
+        """
+        grids = image_grids(image_sizes, self.config.crop_size)
+        if pixel_values.dtype == torch.uint8:
+            crops = crops_from_compact(pixel_values, grids)
+        else:
+            crops = crops_from_published(pixel_values, grids)
+        separators = torch.cat([self.sub_GN.view(1, -1), self.glb_GN.view(1, -1)])
+        features = merge_patches(self.encode_crops(crops)).to(separators.dtype)
+        index = torch.from_numpy(arrangement(grids, self.config.vision.tokens_per_side))
+        tokens = torch.cat([features, separators]).index_select(0, index.to(features.device))
+        return self.img_projection(tokens)
