@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
-
-from phi3v.model.crops import CropGrid, crop_grid, num_image_tokens, plan_crops, tokens_per_side
 from tests.reference.image import image_token_count, padded_picture
 
+from phi3v.model.crops import CropGrid, crop_grid, num_image_tokens, plan_crops, tokens_per_side
 
-# Worked examples of the published processor: (width, height, num_crops) -> padded height, width, tokens.
+
+# Published processor: (width, height, num_crops) -> padded height, padded width, tokens.
 @pytest.mark.parametrize(
     ("picture", "expected"),
     [
@@ -84,7 +84,7 @@ def test_plan_equals_plain_loops_on_random_sizes(crop_size: int) -> None:
         )
         assert (plan.pad_top, plan.pad_left) == black
         tokens = num_image_tokens(plan.grid, tokens_per_side(crop_size, 14))
-        assert tokens == image_token_count(*padded.shape[:2], crop_size)
+        assert tokens == image_token_count(plan.padded_height, plan.padded_width, crop_size)
 
 
 def test_tall_picture_mirrors_the_plan_of_the_lying_one() -> None:

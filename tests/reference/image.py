@@ -1,4 +1,4 @@
-"""The published image processor as plain loops, written from its description: slow, and easy to check."""
+"""The published image processor as plain loops: slow, and easy to check."""
 
 import math
 
@@ -49,11 +49,9 @@ def published_pixels(image: Image.Image, num_crops: int, crop_size: int = 336) -
     return torch.stack(crops)
 
 
-def image_token_count(
-    padded_height: int, padded_width: int, crop_size: int = 336, patch_size: int = 14
-) -> int:
-    """Count the tokens of one picture by walking over its feature rows."""
-    side = crop_size // patch_size // 2
+def image_token_count(padded_height: int, padded_width: int, crop_size: int = 336) -> int:
+    """Count the tokens of one picture row by row of its features; patches are 14 pixels."""
+    side = crop_size // 14 // 2
     total = 0
     for _row in range(padded_height // crop_size * side):
         total += padded_width // crop_size * side + 1

@@ -1,7 +1,7 @@
 """Crop arithmetic of one picture: sizes, padding, crop grid and number of image tokens.
 
-Plain integers and no tensors. The image processor cuts pictures by these numbers and the model arranges
-its image features by them, so the two cannot disagree.
+Plain integers and no tensors. The image processor cuts pictures by these numbers and the model
+arranges its image features by them, so the two cannot disagree.
 """
 
 from dataclasses import dataclass
@@ -77,8 +77,8 @@ def plan_crops(width: int, height: int, num_crops: int, crop_size: int = CROP_SI
     new_short = int(new_long / ratio)
     if new_short == 0:
         raise ValueError(
-            f"picture of {width} x {height} pixels is too thin for num_crops {num_crops}: resized to "
-            f"{new_long} pixels its short side rounds to 0; crop the picture or raise num_crops"
+            f"picture of {width} x {height} pixels is too thin for num_crops {num_crops}: resized "
+            f"to {new_long} pixels its short side rounds to 0; crop the picture or raise num_crops"
         )
     padded_short = ceil(new_short / crop_size) * crop_size
     bar = (padded_short - new_short) // 2
@@ -131,8 +131,8 @@ def crop_grid(padded_height: int, padded_width: int, crop_size: int = CROP_SIZE)
         or padded_width % crop_size
     ):
         raise ValueError(
-            f"padded size {padded_height} x {padded_width} (height x width) is not made of {crop_size}-pixel "
-            "crops; pass the image_sizes that the image processor of this checkpoint returns"
+            f"padded size {padded_height} x {padded_width} (height x width) is not made of "
+            f"{crop_size}-pixel crops; pass the image_sizes that the image processor gives"
         )
     return CropGrid(padded_height // crop_size, padded_width // crop_size)
 
@@ -145,7 +145,8 @@ def num_image_tokens(grid: CropGrid, tokens_per_side: int = TOKENS_PER_SIDE) -> 
 
     Args:
         grid: Rows and columns of crops, the global crop not counted.
-        tokens_per_side: Image tokens along one side of a crop, 12 for 336-pixel crops of 14-pixel patches.
+        tokens_per_side: Image tokens along one side of a crop: 12 for 336-pixel crops cut into
+            14-pixel patches.
 
     Returns:
         Number of tokens; 1921 for 3 rows x 4 columns.
