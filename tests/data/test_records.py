@@ -172,6 +172,7 @@ def test_an_error_names_id_index_and_file() -> None:
         ("<|image_2|><|image_1|>", ["a", "b"], "expected <|image_1|>, <|image_2|>"),
         ("<|image_1|><|image_1|>", ["a", "b"], "number them from 1 in reading order"),
         ("<|image_0|>", ["a"], "number them from 1 in reading order"),
+        ("a <|image|>", None, "turn 1 holds <|image|>, which is reserved"),
         ("<image>", 5, "'image' holds a number; expected a path"),
         ("<image>", "", "'image' holds an empty path"),
         ("<image>", [None], "'image' holds null"),

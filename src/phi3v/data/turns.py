@@ -10,7 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-MEDIA_TAG = re.compile(r"<image>|<video>|<\|image_\d+\|>")
+from phi3v.model.text import IMAGE_TOKEN
+
+MEDIA_TAG = re.compile(r"<image>|<video>|<\|image_[0-9]+\|>")
 MediaKind = Literal["image", "video"]
 
 
@@ -68,14 +70,19 @@ def assign_media(spoken: Sequence[tuple[str, str]], media: Sequence[Media]) -> t
         media: The files of the record; pictures and videos each in the order of their tags.
 
     Raises:
-        ValueError: If tags and files do not match, a tag stands outside a user turn, or published
-            tags are not numbered in reading order.
+        ValueError: If tags and files do not match, a tag stands outside a user turn, published
+            tags are not numbered in reading order, or a text holds the reserved image token.
     """
     waiting = {kind: [one for one in media if one.kind == kind] for kind in ("image", "video")}
     listed = {kind: len(files) for kind, files in waiting.items()}
     tags: dict[str, list[str]] = {"image": [], "video": []}
     turns = []
     for number, (role, text) in enumerate(spoken, start=1):
+        if IMAGE_TOKEN in text:
+            raise ValueError(
+                f"turn {number} holds {IMAGE_TOKEN}, which is reserved; write <image> where a "
+                "picture belongs, or remove it"
+            )
         used = []
         for match in MEDIA_TAG.finditer(text):
             kind = "video" if match.group() == "<video>" else "image"

@@ -1,0 +1,151 @@
+"""The trainer's data set: records are checked at once, media opened example by example."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from phi3v.data.encoding import Example, Layout, SampleTooLong, encode_record, lay_out
+from phi3v.data.records import Record, parse_record, read_records
+from phi3v.model.processing import Phi3VProcessor
+
+_MOST_ERRORS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class TruncationCounts:
+    """What the length limit took away.
+
+    Attributes:
+        num_dropped_samples: Records left out, as even their first answer lies past the limit.
+        num_shortened_samples: Records kept without their last turns.
+        num_dropped_turns: Turns that these have lost together.
+    """
+
+    num_dropped_samples: int
+    num_shortened_samples: int
+    num_dropped_turns: int
+
+
+class SupervisedDataset(Dataset[Example]):
+    """Examples of a data file, in its order.
+
+    Args:
+        data_path: JSON array or JSONL, see `phi3v.data.records`.
+        processor: Text and image processor of the checkpoint.
+        image_folder: Folder of the records' media; None if they are named by full paths.
+        max_seq_length: Most tokens of an example.
+        max_num_frames: Most frames of a video.
+
+    Raises:
+        FileNotFoundError: If the data file or the image folder does not exist.
+        ValueError: If the file is not readable or any record is bad; the first ones are listed.
+    """
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        processor: Phi3VProcessor,
+        image_folder: str | Path | None = None,
+        max_seq_length: int = 131072,
+        *,
+        max_num_frames: int = 10,
+    ) -> None:
+        if image_folder is not None and not Path(image_folder).is_dir():
+            raise FileNotFoundError(
+                f"image folder {image_folder} does not exist; give the folder that the paths in "
+                f"{data_path} start from"
+            )
+        self.data_path = Path(data_path)
+        self.processor = processor
+        self.image_folder = image_folder
+        self.max_seq_length = max_seq_length
+        self.max_num_frames = max_num_frames
+        self._raw = read_records(data_path)
+        _check_records(self._raw, self.data_path)
+        self._kept = list(range(len(self._raw)))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, position: int) -> Example:
+        return encode_record(
+            self.record(position),
+            self.processor,
+            self.image_folder,
+            self.max_seq_length,
+            max_num_frames=self.max_num_frames,
+        )
+
+    def record(self, position: int) -> Record:
+        """Give the checked record behind an example."""
+        index = self._kept[position]
+        return parse_record(self._raw[index], index, self.data_path)
+
+    def lengths(self) -> list[int]:
+        """Count the tokens of every example exactly, from headers of media only.
+
+        An example that is too long counts with the tokens up to its first answer.
+        """
+        lengths = []
+        for position in range(len(self)):
+            try:
+                lengths.append(len(self._lay_out(position).input_ids))
+            except SampleTooLong as error:
+                lengths.append(error.length)
+        return lengths
+
+    def drop_too_long(self) -> TruncationCounts:
+        """Leave out the records that cannot be brought within the length limit.
+
+        Returns:
+            What the limit takes away, the turns that are cut from kept records included.
+
+        Raises:
+            ValueError: If nothing remains.
+        """
+        kept, cut_turns = [], []
+        for position, index in enumerate(self._kept):
+            try:
+                cut_turns.append(self._lay_out(position).num_dropped_turns)
+                kept.append(index)
+            except SampleTooLong as error:
+                last_error = error
+        if not kept:
+            raise ValueError(f"no record of {self.data_path} is short enough: {last_error}")
+        counts = TruncationCounts(
+            num_dropped_samples=len(self._kept) - len(kept),
+            num_shortened_samples=sum(cut > 0 for cut in cut_turns),
+            num_dropped_turns=sum(cut_turns),
+        )
+        self._kept = kept
+        return counts
+
+    def _lay_out(self, position: int) -> Layout:
+        return lay_out(
+            self.record(position),
+            self.processor,
+            self.image_folder,
+            self.max_seq_length,
+            max_num_frames=self.max_num_frames,
+        )
+
+
+def _check_records(raw: Sequence[Any], path: Path) -> None:
+    """Refuse a file with bad records in one message that lists the first of them."""
+    errors: list[str] = []
+    num_bad = 0
+    for index, one in enumerate(raw):
+        try:
+            parse_record(one, index, path)
+        except ValueError as error:
+            num_bad += 1
+            if len(errors) < _MOST_ERRORS_SHOWN:
+                errors.append(str(error))
+    if num_bad:
+        more = num_bad - len(errors)
+        rest = [f"and {more} more"] if more else []
+        listed = "\n  ".join([*errors, *rest])
+        raise ValueError(f"{path}: {num_bad} of {len(raw)} records are bad\n  {listed}")

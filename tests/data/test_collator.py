@@ -1,0 +1,42 @@
+import torch
+
+from phi3v.data.collator import Collator
+from phi3v.data.encoding import Example
+
+
+def example(
+    length: int, image_sizes: list[tuple[int, int]] | None = None, fill: int = 0
+) -> Example:
+    made = Example(
+        input_ids=torch.arange(1, length + 1),
+        labels=torch.arange(1, length + 1),
+        image_sizes=image_sizes or [],
+        num_dropped_turns=0,
+    )
+    if image_sizes:
+        made["pixel_values"] = torch.full((2 * len(image_sizes), 3, 4, 4), fill, dtype=torch.uint8)
+    return made
+
+
+def test_rows_are_padded_on_the_right() -> None:
+    batch = Collator(pad_token_id=9)([example(2), example(4)])
+    assert batch["input_ids"].tolist() == [[1, 2, 9, 9], [1, 2, 3, 4]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [[1, 2, -100, -100], [1, 2, 3, 4]]
+
+
+def test_a_pad_token_inside_the_text_stays_visible() -> None:
+    assert Collator(pad_token_id=2)([example(3)])["attention_mask"].tolist() == [[1, 1, 1]]
+
+
+def test_batch_of_text_has_no_picture_keys() -> None:
+    batch = Collator(pad_token_id=0)([example(2), example(3)])
+    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+
+
+def test_pictures_are_joined_in_row_order_across_rows_without_any() -> None:
+    rows = [example(2, [(4, 8)], fill=1), example(3), example(1, [(8, 4), (4, 4)], fill=2)]
+    batch = Collator(pad_token_id=0)(rows)
+    assert batch["image_sizes"] == [(4, 8), (8, 4), (4, 4)]
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [1, 1, 2, 2, 2, 2]
+    assert batch["pixel_values"].dtype == torch.uint8

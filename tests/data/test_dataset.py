@@ -1,0 +1,124 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+
+from phi3v.data.collator import Collator
+from phi3v.data.dataset import SupervisedDataset
+from phi3v.data.encoding import SampleTooLong
+from phi3v.model.processing import Phi3VProcessor
+
+
+def raw(*values: str, **media: Any) -> dict[str, Any]:
+    roles = ("human", "gpt")
+    turns = [{"from": roles[k % 2], "value": value} for k, value in enumerate(values)]
+    return {"conversations": turns, **media}
+
+
+MIXED = [
+    raw("What?", "That."),
+    raw("<image>\nWhat?", "A bus.", image="wide.png"),
+    raw("<image>\n<image>\nSame?", "No.", image=["tall.png", "square.png"]),
+    raw("<video>\nWhat?", "A walk.", video="clip.mkv"),
+    raw("A?", "B.", "<image>C?", "D.", image="square.png"),
+]
+
+
+@pytest.fixture
+def data_path(tmp_path: Path) -> Path:
+    return write(tmp_path, MIXED)
+
+
+def write(folder: Path, records: list[Any]) -> Path:
+    path = folder / "data.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_records_become_examples_in_file_order(
+    data_path: Path, small_processor: Phi3VProcessor, image_folder: Path
+) -> None:
+    dataset = SupervisedDataset(data_path, small_processor, image_folder)
+    assert len(dataset) == 5
+    assert [len(dataset[position]["image_sizes"]) for position in range(5)] == [0, 1, 2, 3, 1]
+
+
+def test_lengths_are_those_of_the_examples(
+    data_path: Path, small_processor: Phi3VProcessor, image_folder: Path
+) -> None:
+    dataset = SupervisedDataset(data_path, small_processor, image_folder, max_num_frames=2)
+    encoded = [len(dataset[position]["input_ids"]) for position in range(5)]
+    assert dataset.lengths() == encoded
+
+
+def test_fault_22_records_beyond_the_limit_are_dropped_and_counted(
+    data_path: Path, small_processor: Phi3VProcessor, image_folder: Path
+) -> None:
+    lengths = SupervisedDataset(data_path, small_processor, image_folder).lengths()
+    limit = lengths[4] - 1  # cuts the last record short, and is less than the others with media
+    dataset = SupervisedDataset(data_path, small_processor, image_folder, limit)
+    long = [position for position, length in enumerate(dataset.lengths()) if length > limit]
+    assert long == [position for position in range(4) if lengths[position] > limit]
+    with pytest.raises(SampleTooLong, match=rf"record '{long[0]}'"):
+        dataset[long[0]]
+    counts = dataset.drop_too_long()
+    assert counts.num_dropped_samples == len(long) > 0
+    assert (counts.num_shortened_samples, counts.num_dropped_turns) == (1, 2)
+    kept = [dataset.record(position).where[1] for position in range(len(dataset))]
+    assert kept == [index for index in range(5) if index not in long]
+    assert max(dataset.lengths()) <= limit
+
+
+def test_a_limit_below_every_record_is_refused(
+    data_path: Path, small_processor: Phi3VProcessor, image_folder: Path
+) -> None:
+    dataset = SupervisedDataset(data_path, small_processor, image_folder, 3)
+    with pytest.raises(ValueError, match="no record of .* is short enough: .*max_seq_length 3"):
+        dataset.drop_too_long()
+
+
+def test_all_bad_records_are_counted_in_one_error(
+    tmp_path: Path, small_processor: Phi3VProcessor
+) -> None:
+    path = write(tmp_path, [7, *MIXED, {}, *[raw("<image>", "a")] * 10])
+    with pytest.raises(ValueError) as error:
+        SupervisedDataset(path, small_processor)
+    lines = str(error.value).splitlines()
+    assert lines[0].endswith("data.json: 12 of 17 records are bad")
+    assert lines[1] == (
+        "  record '0' (index 0 of data.json): is a number; expected an object with "
+        "'conversations' or 'messages'"
+    )
+    assert len(lines) == 12 and lines[-1] == "  and 2 more"
+
+
+def test_missing_image_folder_is_named(data_path: Path, small_processor: Phi3VProcessor) -> None:
+    with pytest.raises(FileNotFoundError, match="image folder no/where does not exist"):
+        SupervisedDataset(data_path, small_processor, "no/where")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_come_out_of_a_loader(
+    data_path: Path, small_processor: Phi3VProcessor, image_folder: Path, num_workers: int
+) -> None:
+    dataset = SupervisedDataset(data_path, small_processor, image_folder, max_num_frames=2)
+    loader = DataLoader(dataset, 5, collate_fn=Collator(0), num_workers=num_workers)
+    (batch,) = loader
+    assert batch["attention_mask"].sum(1).tolist() == dataset.lengths()
+    assert len(batch["image_sizes"]) == 6
+    places = (batch["input_ids"] == small_processor.image_token_id).sum()
+    tokens = [
+        small_processor.image_processor.num_image_tokens(w, h) for h, w in batch["image_sizes"]
+    ]
+    assert places == sum(tokens)
+
+
+def test_an_error_in_a_worker_still_names_the_record(
+    tmp_path: Path, small_processor: Phi3VProcessor
+) -> None:
+    path = write(tmp_path, [raw("What?", "That.")])
+    dataset = SupervisedDataset(path, small_processor, None, 2)
+    with pytest.raises(SampleTooLong, match="record '0'"):
+        list(DataLoader(dataset, 1, collate_fn=Collator(0), num_workers=1))
