@@ -220,6 +220,14 @@ def test_broken_video_is_refused(tmp_path: Path, share: float) -> None:
         sample_frames(path, 3)
 
 
+def test_unknown_codec_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    write_clip(path, num_frames=5, rate=10)
+    path.write_bytes(path.read_bytes().replace(b"V_FFV1", b"V_XXXX").replace(b"FFV1", b"XXXX"))
+    with pytest.raises(ValueError, match="a.mkv has a codec that PyAV cannot decode"):
+        sample_frames(path, 3)
+
+
 def test_text_is_no_video(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("not a video at all " * 50)
     with pytest.raises(ValueError, match="a.mp4 is not a readable video"):

@@ -149,7 +149,11 @@ def _opened_video(
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ValueError(f"{path} has no video stream; give a video file")
-            yield container, container.streams.video[0]
+            stream = container.streams.video[0]
+            # PyAV's types do not say it: a codec that FFmpeg does not know has no context.
+            if stream.codec_context is None:
+                raise ValueError(f"{path} has a codec that PyAV cannot decode; convert the video")
+            yield container, stream
     except av.error.FFmpegError as error:
         reason = error.strerror or error
         raise ValueError(f"{path} is not a readable video ({reason}); replace it") from error
