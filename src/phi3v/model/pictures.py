@@ -49,8 +49,10 @@ def _read(path: Path) -> Image.Image:
         with Image.open(path) as picture:
             picture.load()
             return picture
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow reports broken files by any of these, depending on the format.
+    except MemoryError:
+        raise
+    # Pillow reports broken files by nearly any error, depending on the format.
+    except Exception as error:
         raise ValueError(
             f"picture {path} cannot be read ({error}); replace or remove it"
         ) from error
