@@ -1,8 +1,6 @@
 """The published tokenizer as it is loaded and saved, and the small one that follows its rules."""
 
-import gzip
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,18 +11,9 @@ from phi3v.model.tokenizer import load_tokenizer, make_small_tokenizer, save_tok
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-@pytest.fixture(scope="module", params=["p3", "p35"])
-def published(
-    request: pytest.FixtureRequest, golden: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A folder with the tokenizer files of a published checkpoint."""
-    folder = tmp_path_factory.mktemp("tokenizer") / request.param
-    folder.mkdir()
-    for name in FILES[1:]:
-        shutil.copy(golden / "checkpoints" / request.param / name, folder / name)
-    content = gzip.decompress((golden / "tokenizer" / "tokenizer.json.gz").read_bytes())
-    (folder / "tokenizer.json").write_bytes(content)
-    return folder
+@pytest.fixture(params=["p3", "p35"])
+def published(request: pytest.FixtureRequest, published_folders: Path) -> Path:
+    return published_folders / request.param
 
 
 @pytest.fixture(scope="module")

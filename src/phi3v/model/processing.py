@@ -30,14 +30,7 @@ from phi3v.model.tokenizer import load_tokenizer, save_tokenizer
 __all__ = ["IMAGE_TOKEN", "EncodedText", "Phi3VProcessor", "render_messages"]
 
 _IMAGE_SETTINGS = ("num_crops", "do_convert_rgb")
-_DOWNLOAD_OPTIONS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "revision",
-    "subfolder",
-    "token",
-)
+_DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 logger = logging.getLogger(__name__)
 
@@ -181,8 +174,7 @@ class Phi3VProcessor(ProcessorMixin):
             Text; or the ids; or the model inputs. A list or batch for a list of conversations.
 
         Raises:
-            ValueError: If a role or part is unknown, the conversation is empty, or tags and
-                pictures do not match.
+            ValueError: If a role, part or option is wrong, or tags and pictures do not match.
         """
         batched = bool(messages) and not isinstance(messages[0], Mapping)
         conversations: Any = messages if batched else [messages]
