@@ -105,6 +105,7 @@ def load_model(
     attn_implementation: str | None = None,
     device: torch.device | str | None = None,
     quantization: Quantization | BitsAndBytesConfig | None = None,
+    base: str | Path | None = None,
 ) -> Any:
     """Load a base, merged, fully trained or adapter folder, ready for generation.
 
@@ -117,22 +118,29 @@ def load_model(
         device: Where to put the model; None leaves it on the CPU; ``auto`` spreads it over the
             devices.
         quantization: ``4bit`` or ``8bit`` (bitsandbytes), or a full configuration.
+        base: Base model of an adapter folder; None takes the one that the folder names.
 
     Returns:
         ``Phi3VForCausalLM`` in eval mode; for an adapter folder a ``peft.PeftModel`` around it.
 
     Raises:
         FileNotFoundError: The folder, its config, its base or one of its weight files is missing.
-        ValueError: The folder is damaged, incomplete, or holds another model.
+        ValueError: The folder is damaged, incomplete, or holds another model; or it is no adapter
+            folder and ``base`` is given.
     """
     _check_exists(path)
     if is_adapter_folder(path):
         from peft import PeftModel
 
-        base = load_model(
-            base_of_adapter(path), dtype, attn_implementation, device, quantization=quantization
+        model = load_model(
+            base or base_of_adapter(path),
+            dtype,
+            attn_implementation,
+            device,
+            quantization=quantization,
         )
-        return PeftModel.from_pretrained(base, str(path)).eval()
+        return PeftModel.from_pretrained(model, str(path)).eval()
+    _check_no_base(path, base)
     config = load_config(path)
     if Path(path).is_dir():
         check_weight_files(Path(path))
@@ -158,20 +166,26 @@ def load_model(
     return model.eval()
 
 
-def load_processor(path: str | Path, num_crops: int | None = None) -> Phi3VProcessor:
+def load_processor(
+    path: str | Path, num_crops: int | None = None, base: str | Path | None = None
+) -> Phi3VProcessor:
     """Load image processor and tokenizer of a checkpoint or adapter folder.
 
     Args:
         path: Folder or hub id. An adapter folder without a processor takes its base model's.
         num_crops: Largest number of crops, 1 to 16; None keeps the number stored with the model.
+        base: Base model of an adapter folder; None takes the one that the folder names.
 
     Raises:
         FileNotFoundError: There is no processor.
-        ValueError: ``num_crops`` is out of range or a file is damaged.
+        ValueError: ``num_crops`` is out of range, a file is damaged, or ``base`` is given with
+            something else than an adapter folder.
     """
     _check_exists(path)
-    if is_adapter_folder(path) and not (Path(path) / "preprocessor_config.json").is_file():
-        path = base_of_adapter(path)
+    if not is_adapter_folder(path):
+        _check_no_base(path, base)
+    elif not (Path(path) / "preprocessor_config.json").is_file():
+        path = base or base_of_adapter(path)
     kwargs = {} if num_crops is None else {"num_crops": num_crops}
     return Phi3VProcessor.from_pretrained(path, **kwargs)
 
@@ -210,6 +224,14 @@ def _check_exists(path: str | Path) -> None:
         raise FileNotFoundError(
             f"no checkpoint folder at {path}; expected a folder with config.json or "
             f"{ADAPTER_CONFIG}, or a hub id such as {PUBLISHED_REPOSITORY}"
+        )
+
+
+def _check_no_base(path: str | Path, base: str | Path | None) -> None:
+    if base is not None:
+        raise ValueError(
+            f"a base model ({base}) is given, but {path} is a whole model and not an adapter "
+            "folder; leave the base out"
         )
 
 
