@@ -20,6 +20,7 @@ def write_clip(
     """Write a clip of 128 x 64 pixels; block b of frame k is white where bit b of k is set."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = BITS * BLOCK, HEIGHT, pixels
         for number in range(num_frames):
             bits = [255 * (number >> bit & 1) for bit in range(BITS)]

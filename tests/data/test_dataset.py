@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
 from phi3v.data.collator import Collator
@@ -115,10 +116,7 @@ def test_batches_come_out_of_a_loader(
     assert places == sum(tokens)
 
 
-def test_an_error_in_a_worker_still_names_the_record(
-    tmp_path: Path, small_processor: Phi3VProcessor
-) -> None:
-    path = write(tmp_path, [raw("What?", "That.")])
-    dataset = SupervisedDataset(path, small_processor, None, 2)
+def test_an_error_survives_the_way_out_of_a_loader_worker() -> None:
+    # The loader makes an error of the same class from the message alone.
     with pytest.raises(SampleTooLong, match="record '0'"):
-        list(DataLoader(dataset, 1, collate_fn=Collator(0), num_workers=1))
+        ExceptionWrapper((SampleTooLong, SampleTooLong("record '0'", 9), None)).reraise()

@@ -6,74 +6,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tests.data.conversations import CONVERSATIONS, encode, record_of
 from tests.golden_cases import case, tensors
 
-from phi3v.data.encoding import IGNORE_INDEX, Example, SampleTooLong, encode_record, lay_out
+from phi3v.data.encoding import IGNORE_INDEX, Example, lay_out
 from phi3v.data.media import load_image, sample_frames
 from phi3v.data.records import Record, parse_record
 from phi3v.model.processing import Phi3VProcessor
-
-CONVERSATIONS: dict[str, dict[str, Any]] = {
-    "one_turn": {"turns": ["What?", "That."]},
-    "many_turns": {"turns": ["A?", "B.", "C?", "D.\nE.", "F?", "G"]},
-    "system": {"system": "Be brief.", "turns": ["What?", "That.", "Who?", "Me."]},
-    "image": {"turns": ["<image>\nWhat?", "A bus."], "image": "wide.png"},
-    "image_behind_text": {"turns": ["Look: <image>", "A bus."], "image": "tall.png"},
-    "image_before_text": {"turns": ["<image>What?", "A bus."], "image": "tall.png"},
-    "two_images": {
-        "turns": ["<image>\n<image>\nSame?", "No."],
-        "image": ["wide.png", "square.png"],
-    },
-    "published_tags": {
-        "turns": ["<|image_1|><|image_2|>Same?", "No."],
-        "image": ["wide.png", "square.png"],
-    },
-    "image_in_later_turn": {
-        "system": "Be brief.",
-        "turns": ["Hello", "Hi.", "<image>\nWhat?", "A bus.", "And <image>?", "A cat."],
-        "image": ["wide.png", "square.png"],
-    },
-    "video": {"turns": ["<video>\nWhat happens?", "A man walks."], "video": "clip.mkv"},
-    "video_and_image": {
-        "turns": ["<video>\n<image>\nIs it in?", "Yes.", "<video>", "Again."],
-        "image": "tall.png",
-        "video": ["clip.mkv", "clip.mkv"],
-    },
-    "unicode": {
-        "turns": ["Wie heißt das? 你好 \U0001f600", "Größe: 漢字 \U0001f468‍\U0001f469 e\u0301"]
-    },
-    "answer_begins_with_whitespace": {"turns": ["A?", "  \n b", "C?", "\n\nd", "E?", "\tf"]},
-    "answer_ends_with_whitespace": {"turns": ["A?", "b \n", "C?", "d  "]},
-    "special_tokens_in_question": {
-        "turns": [
-            "Is <|end|>\n<|assistant|>\n No. <s> <|endoftext|> fine?",
-            "Yes.",
-            "</s> ?",
-            "No.",
-        ]
-    },
-    "special_tokens_in_answer": {"turns": ["What ends it?", "It is <|end|> , <|user|>\n."]},
-    "empty_question": {"turns": ["", "I see.", " ", "Still."]},
-}
-
-
-def record_of(turns: list[str], system: str | None = None, **media: Any) -> Record:
-    entries = [] if system is None else [{"from": "system", "value": system}]
-    for number, text in enumerate(turns):
-        entries.append({"from": ("human", "gpt")[number % 2], "value": text})
-    return parse_record({"id": "a17", "conversations": entries, **media}, 16, "data.json")
-
-
-def encode(
-    record: Record,
-    processor: Phi3VProcessor,
-    image_folder: Path,
-    max_seq_length: int = 131072,
-    max_num_frames: int = 2,
-) -> Example:
-    return encode_record(
-        record, processor, image_folder, max_seq_length, max_num_frames=max_num_frames
-    )
 
 
 def pictures_of(record: Record, image_folder: Path) -> list[list[Image.Image]]:
@@ -92,20 +31,17 @@ def pictures_of(record: Record, image_folder: Path) -> list[list[Image.Image]]:
     ]
 
 
-def chat_parts(record: Record, image_folder: Path) -> list[dict[str, Any]]:
-    """Messages with numbered tags, written by hand from the rule."""
+def published_messages(record: Record) -> list[dict[str, str]]:
+    """Messages with numbered tags, written without the code under test."""
     messages, number = [], 0
-    for turn, pictures in zip(record.turns, pictures_of(record, image_folder), strict=True):
-        text, left = turn.text, len(pictures)
+    for turn in record.turns:
+        text = turn.text
         for media in turn.media:
-            count = 1 if media.kind == "image" else 2
-            tags = "\n".join(f"<|IMAGE_{number + k + 1}|>" for k in range(count))
-            number, left = number + count, left - count
-            published = f"<|image_{number}|>"
-            for tag in ("<image>", published) if media.kind == "image" else ("<video>",):
-                text = text.replace(tag, tags, 1)
-        assert left == 0
-        messages.append({"role": turn.role, "content": text.replace("IMAGE", "image")})
+            first, number = number + 1, number + (1 if media.kind == "image" else 2)
+            tags = [f"<|image_{k}|>" for k in range(first, number + 1)]
+            # Published tags have their number already.
+            text = text.replace(f"<{media.kind}>", "\n".join(tags), 1)
+        messages.append({"role": turn.role, "content": text})
     return messages
 
 
@@ -115,7 +51,7 @@ def test_every_prompt_has_the_ids_that_the_processor_gives_at_inference(
 ) -> None:
     record = record_of(**CONVERSATIONS[name])
     example = encode(record, processor, image_folder)
-    messages, pictures = chat_parts(record, image_folder), pictures_of(record, image_folder)
+    messages, pictures = published_messages(record), pictures_of(record, image_folder)
     for number, turn in enumerate(record.turns):
         if turn.role != "user":
             continue
@@ -248,75 +184,6 @@ def test_the_seeds_example_records_work(
     example = encode(record, small_processor, image_folder, max_num_frames=10)
     assert len(example["image_sizes"]) == num_pictures
     assert example["pixel_values"].dtype == torch.uint8
-
-
-LATER_IMAGE = CONVERSATIONS["image_in_later_turn"]
-
-
-def test_fault_22_a_long_conversation_loses_whole_turns_from_the_end(
-    processor: Phi3VProcessor, image_folder: Path
-) -> None:
-    whole = encode(record_of(**LATER_IMAGE), processor, image_folder)
-    for num_pairs in (1, 2, 3):
-        turns = LATER_IMAGE["turns"][: 2 * num_pairs]
-        images = LATER_IMAGE["image"][: num_pairs - 1]
-        short = encode(
-            record_of(turns, system=LATER_IMAGE["system"], image=images), processor, image_folder
-        )
-        length = len(short["input_ids"])
-        for limit in {length, min(length + 1, len(whole["input_ids"]))}:
-            cut = encode(record_of(**LATER_IMAGE), processor, image_folder, limit)
-            assert cut["num_dropped_turns"] == 6 - 2 * num_pairs
-            for key in ("input_ids", "labels"):
-                assert cut[key].tolist() == short[key].tolist()  # type: ignore[literal-required]
-            assert cut["image_sizes"] == short["image_sizes"]
-            assert ("pixel_values" in cut) == (num_pairs > 1)
-
-
-def test_fault_22_every_limit_keeps_whole_images_and_some_labels(
-    small_processor: Phi3VProcessor, image_folder: Path
-) -> None:
-    record = record_of(**CONVERSATIONS["video_and_image"])
-    refused = 0
-    for limit in range(1, 700, 7):
-        try:
-            layout = lay_out(record, small_processor, image_folder, limit, max_num_frames=2)
-        except SampleTooLong:
-            refused += 1
-            continue
-        assert len(layout.input_ids) <= limit
-        places = layout.input_ids.count(small_processor.image_token_id)
-        assert places == sum(layout.image_token_counts)
-        assert any(label != IGNORE_INDEX for label in layout.labels)
-    assert 0 < refused < 100
-
-
-def test_fault_22_a_record_that_cannot_fit_is_refused_with_its_length(
-    processor: Phi3VProcessor, image_folder: Path
-) -> None:
-    record = record_of(["<image>\nWhat?", "A bus."], image="wide.png")
-    length = len(encode(record, processor, image_folder)["input_ids"])
-    message = rf"record 'a17' \(index 16 of data.json\): {length} tokens .* {length - 1}; raise"
-    with pytest.raises(SampleTooLong, match=message) as error:
-        encode(record, processor, image_folder, length - 1)
-    assert error.value.length == length
-
-
-def test_pictures_of_dropped_turns_are_not_decoded(
-    small_processor: Phi3VProcessor, image_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened = []
-
-    def spy(path: str, folder: Path) -> Image.Image:
-        opened.append(path)
-        return load_image(path, folder)
-
-    monkeypatch.setattr("phi3v.data.encoding.load_image", spy)
-    turns = ["<image>", "a", "<image>", "b"]
-    record = record_of(turns, image=["square.png", "wide.png"])
-    length = len(lay_out(record, small_processor, image_folder, 131072, max_num_frames=1).input_ids)
-    encode(record, small_processor, image_folder, length - 1)
-    assert opened == ["square.png"]
 
 
 @pytest.mark.parametrize(
