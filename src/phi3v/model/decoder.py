@@ -74,7 +74,10 @@ class Phi3VAttention(nn.Module):
                 [self.query_width, self.key_width, self.key_width], dim=-1
             )
         )
-        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+        # Under autocast the projection is narrower than the tables, and flash attention takes one
+        # dtype only.
+        query = apply_rotary(query, *rotary).to(value.dtype)
+        key = apply_rotary(key, *rotary).to(value.dtype)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(

@@ -139,6 +139,20 @@ def merge_patches(features: Tensor) -> Tensor:
     return blocks.reshape(num_crops * t * t, 4 * width)
 
 
+class Phi3VImageProjection(nn.Sequential):
+    """Two linear layers with GELU between them, from the merged features to the decoder's width."""
+
+    def __init__(self, merged_size: int, hidden_size: int) -> None:
+        super().__init__(
+            nn.Linear(merged_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:  # type: ignore[override]  # named
+        """Project (M, 4 * D) to (M, H) in the type of the projection's own weights."""
+        # It may train in float32 beside a bfloat16 tower, or the other way round.
+        return super().forward(features.to(self[0].bias.dtype))
+
+
 class Phi3VImageEmbedding(nn.Module):
     """Turns the crops of a batch into image tokens of the decoder's width."""
 
@@ -149,11 +163,7 @@ class Phi3VImageEmbedding(nn.Module):
         self.img_processor = CLIPVisionTower(config)
         self.glb_GN = nn.Parameter(torch.zeros(1, 1, merged))
         self.sub_GN = nn.Parameter(torch.zeros(1, 1, 1, merged))
-        self.img_projection = nn.Sequential(
-            nn.Linear(merged, config.hidden_size),
-            nn.GELU(),
-            nn.Linear(config.hidden_size, config.hidden_size),
-        )
+        self.img_projection = Phi3VImageProjection(merged, config.hidden_size)
 
     def encode_crops(self, crops: Tensor) -> Tensor:
         """Run the tower; (K, 3, S, S) to (K, P * P, D), without a graph where it is frozen."""
