@@ -17,6 +17,8 @@ from phi3v.model.modeling import Phi3VForCausalLM
 from phi3v.model.processing import Phi3VProcessor
 
 ADAPTER_CONFIG = "adapter_config.json"
+# What the seed project's adapter folders keep their fully trained parts in.
+SEED_WEIGHTS = "non_lora_state_dict.bin"
 # Named in full: the quantiser matches a pattern at the start or the end of a module's name only.
 UNQUANTIZED_MODULES = ["lm_head", "model.vision_embed_tokens"]
 
@@ -130,8 +132,6 @@ def load_model(
     """
     _check_exists(path)
     if is_adapter_folder(path):
-        from peft import PeftModel
-
         model = load_model(
             base or base_of_adapter(path),
             dtype,
@@ -139,7 +139,7 @@ def load_model(
             device,
             quantization=quantization,
         )
-        return PeftModel.from_pretrained(model, str(path)).eval()
+        return _open_adapter(model, Path(path)).eval()
     _check_no_base(path, base)
     config = load_config(path)
     if Path(path).is_dir():
@@ -188,6 +188,23 @@ def load_processor(
         path = base or base_of_adapter(path)
     kwargs = {} if num_crops is None else {"num_crops": num_crops}
     return Phi3VProcessor.from_pretrained(path, **kwargs)
+
+
+def _open_adapter(model: Phi3VForCausalLM, folder: Path) -> Any:
+    from peft import PeftModel
+
+    wrapped = PeftModel.from_pretrained(model, str(folder))
+    if (folder / SEED_WEIGHTS).is_file():
+        weights = torch.load(folder / SEED_WEIGHTS, map_location="cpu", weights_only=True)
+        # The original's second name of the token table.
+        weights = {name: value for name, value in weights.items() if ".wte." not in name}
+        result = wrapped.load_state_dict(weights, strict=False)
+        if result.unexpected_keys:
+            raise ValueError(
+                f"{folder / SEED_WEIGHTS} holds {len(result.unexpected_keys)} weights that the "
+                f"model does not have, first {result.unexpected_keys[0]!r}; is the base right?"
+            )
+    return wrapped
 
 
 def check_weight_files(folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""From arguments to an output folder: training and merging."""

@@ -1,0 +1,191 @@
+"""What watches a run: the check of the first gradients, the progress bar, the token counters."""
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+
+class GradientCheck(TrainerCallback):
+    """Checks before the first optimizer step that exactly the trainable parameters got a gradient.
+
+    A part that trains nothing looks like any other in a loss curve, so this is checked in every
+    run.
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self._seen: set[str] = set()
+        self.checked = False
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Listen to every parameter that is to be trained."""
+        assert model is not None
+        self.checked, self._seen = False, set()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self._handles.append(
+                    parameter.register_hook(lambda _, name=name: self._seen.add(name))
+                )
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Compare once, then stop listening.
+
+        Raises:
+            RuntimeError: A parameter that should train got no gradient, or a frozen one got one.
+        """
+        if self.checked:
+            return
+        assert model is not None
+        self._stop_listening()
+        self.checked = True
+        named = list(model.named_parameters())
+        silent = [name for name, p in named if p.requires_grad and name not in self._seen]
+        if silent:
+            raise RuntimeError(
+                f"{len(silent)} parameters were to be trained but got no gradient in the first "
+                f"step, first {silent[0]!r}; the run was stopped before it changed anything. If "
+                "your flags ask for nothing unusual, please report this"
+            )
+        leaking = [name for name, p in named if not p.requires_grad and p.grad is not None]
+        if leaking:
+            raise RuntimeError(f"frozen parameters got a gradient: {', '.join(leaking[:5])}")
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Stop listening, also where no step was made."""
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+class TokenCounter:
+    """Counts the tokens of the batches on their device, without waiting for it.
+
+    Attributes:
+        total: Places of all batches, padding included.
+        real: Places without padding.
+        supervised: Places with a label.
+    """
+
+    def __init__(self) -> None:
+        self._counts: torch.Tensor | None = None
+        self._started = time.perf_counter()
+        self._last = (self._started, 0)
+
+    def add(self, batch: dict[str, Any]) -> None:
+        """Count one batch of (B, T) ids, mask and labels."""
+        mask, labels = batch["attention_mask"], batch["labels"]
+        counts = torch.stack([mask.new_tensor(mask.numel()), mask.sum(), labels.ne(-100).sum()])
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    def read(self) -> tuple[int, int, int]:
+        """Return (places, real tokens, supervised tokens) so far."""
+        if self._counts is None:
+            return 0, 0, 0
+        total, real, supervised = self._counts.tolist()
+        return total, real, supervised
+
+    def rate(self) -> float:
+        """Return real tokens per second since the last call."""
+        now, real = time.perf_counter(), self.read()[1]
+        then, before = self._last
+        self._last = (now, real)
+        return (real - before) / max(now - then, 1e-9)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the counter was made."""
+        return time.perf_counter() - self._started
+
+
+class ProgressBar(TrainerCallback):
+    """One line with loss, learning rate and tokens per second; evaluations get their own lines."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Open the bar on the first process."""
+        if state.is_world_process_zero:
+            self._bar = tqdm(
+                total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True
+            )
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Move on."""
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the newest numbers."""
+        if self._bar is None or not logs:
+            return
+        if "eval_loss" in logs:
+            self._bar.write(f"step {state.global_step}: eval_loss {logs['eval_loss']:.4f}")
+        elif "loss" in logs:
+            self._bar.set_postfix_str(
+                f"loss {logs['loss']:.4f}, lr {logs.get('learning_rate', 0):.2e}, "
+                f"{logs.get('tokens_per_second', 0):,.0f} tokens/s"
+            )
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

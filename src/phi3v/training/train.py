@@ -1,0 +1,188 @@
+"""The command ``phi3v train``: from arguments to an output folder."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from phi3v.data.collator import Collator
+from phi3v.data.dataset import SupervisedDataset
+from phi3v.model.loading import (
+    choose_attention,
+    is_adapter_folder,
+    load_config,
+    load_model,
+    load_processor,
+    quantization_config,
+)
+from phi3v.model.processing import Phi3VProcessor
+from phi3v.training.adapters import add_adapters
+from phi3v.training.arguments import ModelArguments, Phi3VTrainingArguments, check_arguments
+from phi3v.training.flags import RunArguments, parse_arguments
+from phi3v.training.output import choose_checkpoint, clear_earlier_run, write_run_files
+from phi3v.training.parts import (
+    VISION_SIDE,
+    cast_parts,
+    format_table,
+    freeze_parts,
+    plan_parts,
+    table_of_parts,
+)
+from phi3v.training.summary import summarize
+from phi3v.training.trainer import Phi3VTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def compute_dtype(training: Phi3VTrainingArguments) -> torch.dtype:
+    """Return the type that matrix products run in."""
+    if training.bf16:
+        return torch.bfloat16
+    return torch.float16 if training.fp16 else torch.float32
+
+
+def build_model(arguments: RunArguments) -> Any:
+    """Load the base, wrap it where adapters are asked for, and freeze what does not train.
+
+    Returns:
+        A ``Phi3VForCausalLM`` or a ``PeftModel``, trainable exactly as the flags say.
+    """
+    model_args, lora, _, training, _ = arguments
+    dtype = compute_dtype(training)
+    if is_adapter_folder(model_args.model_id):
+        raise ValueError(
+            f"--model_id {model_args.model_id} is an adapter folder; merge it first with phi3v "
+            "merge, or name its base and pass the folder as --lora_weight_path"
+        )
+    quantization = None
+    if model_args.bits != 16:
+        quantization = quantization_config(
+            4 if model_args.bits == 4 else 8,
+            quant_type=model_args.quant_type,
+            double_quant=model_args.double_quant,
+            compute_dtype=dtype,
+        )
+    model = load_model(
+        model_args.model_id,
+        dtype=dtype,
+        attn_implementation=_attention(model_args, dtype),
+        quantization=quantization,
+    )
+    if Path(model_args.model_id).is_dir():
+        # An adapter folder must find its base from anywhere.
+        model.config._name_or_path = model.name_or_path = str(Path(model_args.model_id).resolve())
+    plan = plan_parts(model_args, lora)
+    base = model
+    if lora.lora_enable:
+        # All ranks must draw the same adapters.
+        set_seed(training.seed)
+        model = add_adapters(model, plan, lora)
+    freeze_parts(model, plan, bias=lora.lora_bias)
+    cast_parts(model, dtype)
+    trains_vision = any(plan.of(part) != "frozen" for part in VISION_SIDE)
+    base.model.link_vision_without_images = trains_vision or training.world_size > 1
+    return model
+
+
+def _attention(model_args: ModelArguments, dtype: torch.dtype) -> str:
+    if model_args.attn_implementation:
+        return model_args.attn_implementation
+    if model_args.disable_flash_attn2:
+        logger.warning("--disable_flash_attn2: attention runs on SDPA")
+    return choose_attention(dtype, disable_flash_attn2=model_args.disable_flash_attn2)
+
+
+def build_datasets(
+    arguments: RunArguments, processor: Phi3VProcessor
+) -> tuple[SupervisedDataset, SupervisedDataset | None]:
+    """Read and check the training and the validation records; say what the length limit takes."""
+    data = arguments.data
+    sources = [("training", data.data_path, data.image_folder)]
+    if data.eval_data_path:
+        folder = data.eval_image_folder or data.image_folder
+        sources.append(("validation", data.eval_data_path, folder))
+    datasets = []
+    for kind, path, folder in sources:
+        dataset = SupervisedDataset(
+            path, processor, folder, data.max_seq_length, max_num_frames=data.max_num_frames
+        )
+        counts = dataset.drop_too_long()
+        if counts.num_dropped_samples or counts.num_dropped_turns:
+            logger.warning(
+                "--max_seq_length %d: %d of the %s records left out, %d shortened by %d turns",
+                data.max_seq_length,
+                counts.num_dropped_samples,
+                kind,
+                counts.num_shortened_samples,
+                counts.num_dropped_turns,
+            )
+        datasets.append(dataset)
+    return datasets[0], datasets[1] if len(datasets) > 1 else None
+
+
+def run(arguments: RunArguments) -> Phi3VTrainer:
+    """Train as the arguments say and write the output folder.
+
+    Returns:
+        The trainer after the last step.
+
+    Raises:
+        ValueError: Contradicting flags, bad data or a damaged checkpoint; see the message.
+        FileNotFoundError: Model, data or media are missing.
+        FileExistsError: The output folder is in use.
+    """
+    model_args, lora, data, training, _ = arguments
+    for hint in check_arguments(model_args, lora, data, training):
+        logger.warning(hint)
+    assert training.output_dir is not None
+    folder = Path(training.output_dir)
+    checkpoint = choose_checkpoint(
+        folder, training.resume_from_checkpoint, overwrite=training.overwrite_output_dir
+    )
+    os.environ["TENSORBOARD_LOGGING_DIR"] = training.logging_dir
+    load_config(model_args.model_id)
+    set_seed(training.seed)
+    processor = load_processor(model_args.model_id, num_crops=data.num_crops)
+    train_set, eval_set = build_datasets(arguments, processor)
+    model = build_model(arguments)
+    rows = table_of_parts(model, training, lora)
+    trainer = Phi3VTrainer(
+        base_folder=model_args.model_id,
+        lora=lora,
+        model=model,
+        args=training,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        data_collator=Collator(processor.tokenizer.pad_token_id),
+        processor=processor,
+    )
+    if trainer.is_world_process_zero():
+        if checkpoint is None:
+            for name in clear_earlier_run(folder):
+                logger.warning("removed %s of the earlier run", name)
+        write_run_files(folder, arguments, rows)
+        print(format_table(rows), flush=True)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        print(summarize(trainer, folder), flush=True)
+    return trainer
+
+
+def main(argv: list[str]) -> int:
+    """Run ``phi3v train``."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    arguments, messages = parse_arguments(argv)
+    for message in messages:
+        logger.warning(message)
+    run(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
