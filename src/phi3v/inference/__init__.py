@@ -1,0 +1,1 @@
+"""From a checkpoint to words: conversations, batches of questions, the terminal."""

@@ -1,0 +1,97 @@
+"""Pictures and videos that a question refers to, and their tags in its text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from phi3v.data.media import load_image, sample_frames
+from phi3v.data.turns import MEDIA_TAG, MediaKind
+
+VIDEO_SUFFIXES = (
+    *(".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"),
+)
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """One picture or video of a conversation, decoded.
+
+    Attributes:
+        kind: "image" or "video".
+        name: How messages name it, usually its path.
+        pictures: The picture, or the sampled frames in the order of time.
+    """
+
+    kind: MediaKind
+    name: str
+    pictures: tuple[Image.Image, ...]
+
+
+def attach(
+    source: str | Path | Image.Image,
+    *,
+    kind: MediaKind | None = None,
+    max_num_frames: int = 10,
+    image_folder: str | Path | None = None,
+) -> Attachment:
+    """Open a picture or a video.
+
+    Args:
+        source: Path, or a picture already in memory.
+        kind: None takes files with the suffix of a video for videos and all else for pictures.
+        max_num_frames: Most frames of a video.
+        image_folder: Folder of relative paths.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read.
+    """
+    if isinstance(source, Image.Image):
+        return Attachment("image", f"picture of {source.width}x{source.height}", (source,))
+    if kind is None:
+        kind = "video" if Path(source).suffix.lower() in VIDEO_SUFFIXES else "image"
+    if kind == "image":
+        return Attachment(kind, str(source), (load_image(source, image_folder),))
+    frames = sample_frames(source, max_num_frames, image_folder=image_folder)
+    return Attachment(kind, str(source), tuple(frames))
+
+
+def place_tags(text: str, kinds: Sequence[MediaKind]) -> str:
+    """Give every picture and video of a question a tag in its text.
+
+    Tags that the text has already are kept; without any, all stand in front, one per line, as in
+    LLaVA's training data.
+
+    Args:
+        text: The question.
+        kinds: What it comes with, in order.
+
+    Returns:
+        The question with one tag for each, in the same order.
+
+    Raises:
+        ValueError: The text has tags, but not exactly these.
+    """
+    found = [match.group() for match in MEDIA_TAG.finditer(text)]
+    if not found:
+        return "".join(f"<{kind}>\n" for kind in kinds) + text
+    found_kinds = ["video" if tag == "<video>" else "image" for tag in found]
+    if found_kinds != list(kinds):
+        raise ValueError(
+            f"the text has the tags {' '.join(found)}, but comes with {_count(kinds)}; write one "
+            "tag for each in their order, or no tag at all"
+        )
+    return text
+
+
+def _count(kinds: Sequence[MediaKind]) -> str:
+    if not kinds:
+        return "no picture or video"
+    return " and ".join(
+        f"{kinds.count(kind)} {name}(s)"
+        for kind, name in (("image", "picture"), ("video", "video"))
+        if kind in kinds
+    )

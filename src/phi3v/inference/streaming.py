@@ -1,0 +1,102 @@
+"""Generation in a thread of its own, so that words can be read while they are made."""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+
+class _IdStreamer(BaseStreamer):
+    """Hands every new id on; the prompt, which comes first, is dropped."""
+
+    def __init__(self, receive: Callable[[int], None]) -> None:
+        self._receive = receive
+        self._in_prompt = True
+
+    def put(self, value: Tensor) -> None:
+        if self._in_prompt:
+            self._in_prompt = False
+            return
+        for token_id in value.flatten().tolist():
+            self._receive(token_id)
+
+    def end(self) -> None:
+        pass
+
+
+class _StopWhenSet(StoppingCriteria):
+    def __init__(self, event: Event) -> None:
+        self._event = event
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: tuple[Tensor] | None, **kwargs: Any
+    ) -> torch.BoolTensor:
+        stopped = torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
+        return stopped  # type: ignore[return-value]  # full() of a bool makes a BoolTensor
+
+
+def stream_ids(model: Any, inputs: Mapping[str, Any]) -> Generator[int]:
+    """Generate one answer and yield its ids as they come.
+
+    Closing the iterator stops the generation after the token in work.
+
+    Args:
+        model: The model.
+        inputs: Inputs of one prompt and options of ``generate``.
+
+    Raises:
+        Exception: Whatever the generation raised.
+    """
+    queue: SimpleQueue[int | BaseException | None] = SimpleQueue()
+    stop = Event()
+
+    def run() -> None:
+        try:
+            model.generate(
+                **inputs,
+                streamer=_IdStreamer(queue.put),
+                stopping_criteria=StoppingCriteriaList([_StopWhenSet(stop)]),
+            )
+            queue.put(None)
+        except BaseException as error:  # raised again where the answer is read
+            queue.put(error)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while (item := queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def stream_pieces(ids: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
+    """Turn ids into pieces of text that join to the decoded whole.
+
+    All ids are decoded again for every piece: what a token adds depends on the ones before it
+    (spaces, characters of several bytes).
+
+    Args:
+        ids: Ids of one answer.
+        decode: Turns ids into stripped text.
+    """
+    seen: list[int] = []
+    shown = ""
+    for token_id in ids:
+        seen.append(token_id)
+        text = decode(seen)
+        # A replacement character at the end is most likely one that is not complete yet.
+        if text.startswith(shown) and text != shown and not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
+    text = decode(seen)
+    if text.startswith(shown) and text != shown:
+        yield text[len(shown) :]
