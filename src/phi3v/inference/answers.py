@@ -118,7 +118,18 @@ def stream_answer(
 
 def _stream(model: Any, processor: Phi3VProcessor, inputs: dict[str, Any]) -> Generator[str]:
     with closing(stream_ids(model, inputs)) as ids:
-        yield from stream_pieces(ids, lambda seen: decode_answer(processor, seen))
+        yield from stream_pieces(
+            ids,
+            lambda seen: decode_answer(processor, seen),
+            lambda token_id: _is_open(processor, token_id),
+        )
+
+
+def _is_open(processor: Phi3VProcessor, token_id: int) -> bool:
+    """Tell whether an id is a byte, or leaves no text (the model knows more ids than have text)."""
+    token = processor.tokenizer.convert_ids_to_tokens(token_id)
+    added = processor.tokenizer.added_tokens_decoder.get(token_id)
+    return token is None or token.startswith("<0x") or (added is not None and added.special)
 
 
 def _answer_at_once(

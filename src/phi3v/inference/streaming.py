@@ -78,25 +78,32 @@ def stream_ids(model: Any, inputs: Mapping[str, Any]) -> Generator[int]:
         thread.join()
 
 
-def stream_pieces(ids: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
+def stream_pieces(
+    ids: Iterable[int], decode: Callable[[list[int]], str], is_open: Callable[[int], bool]
+) -> Iterator[str]:
     """Turn ids into pieces of text that join to the decoded whole.
 
-    All ids are decoded again for every piece: what a token adds depends on the ones before it
-    (spaces, characters of several bytes).
+    All ids are decoded again for every piece: what a token adds depends on the ones before it, such
+    as whether it begins with a space. A run of bytes is one piece, because its last byte decides
+    whether the others are characters at all.
 
     Args:
         ids: Ids of one answer.
         decode: Turns ids into stripped text.
+        is_open: Tells whether the id after this one may still change the text: true of single bytes
+            and of ids without text, which leave the bytes around them side by side.
     """
     seen: list[int] = []
     shown = ""
     for token_id in ids:
         seen.append(token_id)
-        text = decode(seen)
-        # A replacement character at the end is most likely one that is not complete yet.
-        if text.startswith(shown) and text != shown and not text.endswith("\ufffd"):
-            yield text[len(shown) :]
+        if not is_open(token_id):
+            text = decode(seen)
+            yield from _added(text, shown)
             shown = text
-    text = decode(seen)
-    if text.startswith(shown) and text != shown:
-        yield text[len(shown) :]
+    yield from _added(decode(seen), shown)
+
+
+def _added(text: str, shown: str) -> list[str]:
+    assert text.startswith(shown), "text that was shown has changed"
+    return [text.removeprefix(shown)] if text != shown else []

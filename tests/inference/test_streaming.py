@@ -1,0 +1,79 @@
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from phi3v.inference.streaming import stream_ids, stream_pieces
+from phi3v.model.processing import Phi3VProcessor
+
+
+class Counting:
+    """Stands for a model: makes the ids 1, 2, 3, ... until it is stopped."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.made = 0
+        self.fail_at = fail_at
+
+    def generate(self, streamer: Any, stopping_criteria: Any) -> None:
+        streamer.put(torch.tensor([[7, 7]]))
+        while not stopping_criteria(torch.zeros(1, 1), None).all():
+            self.made += 1
+            if self.made == self.fail_at:
+                raise RuntimeError("the kernel failed")
+            streamer.put(torch.tensor([self.made]))
+            time.sleep(0.001)
+
+
+def test_the_prompt_is_not_part_of_the_stream() -> None:
+    ids = stream_ids(Counting(), {})
+    assert [next(ids), next(ids)] == [1, 2]
+    ids.close()
+
+
+def test_closing_the_stream_ends_the_thread() -> None:
+    before = threading.active_count()
+    ids = stream_ids(Counting(), {})
+    next(ids)
+    assert threading.active_count() == before + 1
+    ids.close()
+    assert threading.active_count() == before
+
+
+def test_an_error_of_the_thread_is_raised_where_the_answer_is_read() -> None:
+    ids = stream_ids(Counting(fail_at=3), {})
+    assert [next(ids), next(ids)] == [1, 2]
+    with pytest.raises(RuntimeError, match="the kernel failed"):
+        next(ids)
+
+
+@pytest.mark.parametrize(
+    "text", ["Two words.\n next line\n\n  indented", "naïve 日本語 😀 end", " a "]
+)
+def test_pieces_join_to_the_answer(processor: Phi3VProcessor, text: str) -> None:
+    def decode(ids: list[int]) -> str:
+        return processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def is_open(token_id: int) -> bool:
+        return processor.tokenizer.convert_ids_to_tokens(token_id).startswith("<0x")
+
+    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    pieces = list(stream_pieces(ids, decode, is_open))
+    assert "".join(pieces) == decode(ids) == text.strip()
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_pieces_come_while_the_answer_is_made() -> None:
+    read = []
+    ids = (read.append(number) or number for number in range(1, 4))
+    pieces = stream_pieces(ids, lambda seen: " ".join(map(str, seen)), lambda token_id: False)
+    assert (next(pieces), read) == ("1", [1])
+    assert list(pieces) == [" 2", " 3"]
+
+
+def test_bytes_wait_until_their_run_is_over() -> None:
+    pieces = stream_pieces(
+        [1, 2, 3], lambda seen: "abc"[: len(seen)], lambda token_id: token_id < 3
+    )
+    assert list(pieces) == ["abc"]
