@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from phi3v.model.clip import CLIPEmbeddings
 from phi3v.model.configuration import Phi3VConfig
 from phi3v.model.decoder import Phi3VDecoderLayer, Phi3VRMSNorm
-from phi3v.model.rotary import packed_document_lengths, rotary_tables
+from phi3v.model.rotary import rotary_tables
+from phi3v.model.rows import prepare_rows, prepare_segments
+from phi3v.model.segments import Segment
 from phi3v.model.vision import Phi3VImageEmbedding
 
 
@@ -146,6 +147,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
         image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         use_cache: bool | None = None,
         document_lengths: Tensor | None = None,
+        segments: Sequence[Sequence[int]] | None = None,
         output_hidden_states: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -160,38 +162,33 @@ class Phi3VModel(Phi3VPreTrainedModel):
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.embed(input_ids, pixel_values, image_sizes)
-        if self._wants_cache(use_cache, attention_mask, position_ids) and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        packed = position_ids is not None and attention_mask is None and past_key_values is None
-        batch_size, length = inputs_embeds.shape[:2]
-        if position_ids is None:
-            position_ids = torch.arange(length, device=inputs_embeds.device)[None] + past
-        position_ids = position_ids.expand(batch_size, -1)
-        if document_lengths is None:
-            document_lengths = _document_lengths(position_ids, attention_mask, past, packed=packed)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-            and_mask_function=self._window(past + length),
-        )
+        if segments is not None:
+            row = prepare_segments(self.config, [Segment(*one) for one in segments], inputs_embeds)
+        else:
+            if past_key_values is None and self._wants_cache(
+                use_cache, attention_mask, position_ids
+            ):
+                past_key_values = DynamicCache(config=self.config)
+            row = prepare_rows(
+                self.config,
+                inputs_embeds,
+                attention_mask,
+                position_ids,
+                past_key_values=past_key_values,
+                document_lengths=document_lengths,
+            )
         rotary = rotary_tables(
-            self.config, position_ids, document_lengths, dtype=inputs_embeds.dtype
+            self.config, row.position_ids, row.document_lengths, dtype=inputs_embeds.dtype
         )
         hidden_states, collected = inputs_embeds, []
-        if packed:
-            kwargs["position_ids"] = position_ids
         for layer in self.layers:
             collected.append(hidden_states)
             hidden_states = layer(
                 hidden_states,
                 rotary,
-                attention_mask=mask,
+                attention_mask=row.mask,
                 past_key_values=past_key_values,
+                **row.options,
                 **kwargs,
             )
         hidden_states = self.norm(hidden_states)
@@ -210,21 +207,3 @@ class Phi3VModel(Phi3VPreTrainedModel):
             return True
         # A cache makes the library's mask builder forget where packed documents begin.
         return not bool((position_ids[:, 1:] == 0).any())
-
-    def _window(self, total_length: int) -> Any:
-        """Return the mask of the sliding window, or None while it cannot bite."""
-        window = self.config.sliding_window
-        if window is None or total_length <= window + 1:
-            return None
-        return lambda batch, head, query, key: query - key <= window
-
-
-def _document_lengths(
-    position_ids: Tensor, attention_mask: Tensor | None, past: int | Tensor, *, packed: bool
-) -> Tensor:
-    """Find how long each token's document is: (B, T) for packed rows, else (B, 1)."""
-    if attention_mask is not None and attention_mask.dim() == 2:
-        return attention_mask.sum(dim=-1, keepdim=True)
-    if packed:
-        return packed_document_lengths(position_ids)
-    return (position_ids.amax(dim=-1, keepdim=True) + 1).clamp(min=1)

@@ -4,6 +4,7 @@ Letters: B rows, T tokens of this call, U tokens seen with the cache, H hidden s
 head.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from phi3v.model.attention import eager_attention
 from phi3v.model.configuration import Phi3VConfig
 from phi3v.model.rotary import apply_rotary
+from phi3v.model.segments import Segment, segment_attention
 
 
 class Phi3VRMSNorm(nn.Module):
@@ -27,7 +29,7 @@ class Phi3VRMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise (..., H)."""
-        wide = hidden_states.float()
+        wide = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(hidden_states.dtype)
 
@@ -80,24 +82,52 @@ class Phi3VAttention(nn.Module):
         key = apply_rotary(key, *rotary).to(value.dtype)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+        output = self._attend(query, key, value, attention_mask, **kwargs)
+        return self.o_proj(output.reshape(*hidden_states.shape[:2], self.query_width))
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        segments: Sequence[Segment] | None = None,
+        key_index: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Run the chosen kernel; a packed row goes segment by segment where the kernel cannot."""
+        window, dropout = self.config.sliding_window, self.config.attention_dropout
+        if segments is not None:
+            return segment_attention(
+                self,
+                query,
+                key,
+                value,
+                segments,
+                scaling=self.head_dim**-0.5,
+                dropout=dropout if self.training else 0.0,
+                window=window,
+                eager=self.config._attn_implementation == "eager",
+            )
+        if key_index is not None:
+            key, value = key.index_select(2, key_index), value.index_select(2, key_index)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention
         )
-        window = self.config.sliding_window
         output, _ = attention(
             self,
             query,
             key,
             value,
             attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
+            dropout=dropout if self.training else 0.0,
             scaling=self.head_dim**-0.5,
             # The published window counts the tokens to the left; the library's kernels count the
             # token itself too.
             sliding_window=None if window is None else window + 1,
             **kwargs,
         )
-        return self.o_proj(output.reshape(*hidden_states.shape[:2], self.query_width))
+        return output
 
 
 class Phi3VMLP(nn.Module):

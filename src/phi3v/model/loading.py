@@ -3,16 +3,15 @@
 A folder holds a whole model or an adapter; which one is seen by looking inside, never by its name.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_flash_attn_2_available
 
 from phi3v.model.configuration import PUBLISHED_REPOSITORY, Phi3VConfig
+from phi3v.model.files import check_weight_files, read_json
 from phi3v.model.modeling import Phi3VForCausalLM
 from phi3v.model.processing import Phi3VProcessor
 
@@ -185,7 +184,7 @@ def load_processor(
     if not is_adapter_folder(path):
         _check_no_base(path, base)
     elif not (Path(path) / "preprocessor_config.json").is_file():
-        path = base or base_of_adapter(path)
+        return load_processor(base or base_of_adapter(path), num_crops)
     kwargs = {} if num_crops is None else {"num_crops": num_crops}
     return Phi3VProcessor.from_pretrained(path, **kwargs)
 
@@ -207,32 +206,6 @@ def _open_adapter(model: Phi3VForCausalLM, folder: Path) -> Any:
     return wrapped
 
 
-def check_weight_files(folder: Path) -> None:
-    """Check that all safetensors files of a folder are there and whole, by their headers.
-
-    Raises:
-        FileNotFoundError: No weights, or a shard that the index names is missing.
-        ValueError: A file is truncated or damaged.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files and not any(folder.glob("pytorch_model*.bin")):
-        raise FileNotFoundError(f"{folder} holds no weights: expected model.safetensors or shards")
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing, but {index.name} names it; copy it again")
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(
-                f"{file} is damaged or cut off ({error}); copy or download it again"
-            ) from error
-
-
 def _check_exists(path: str | Path) -> None:
     if Path(path).is_dir():
         return
@@ -250,18 +223,3 @@ def _check_no_base(path: str | Path, base: str | Path | None) -> None:
             f"a base model ({base}) is given, but {path} is a whole model and not an adapter "
             "folder; leave the base out"
         )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-        ValueError: The file is unreadable, no JSON, or holds something else than an object.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object, found {type(content).__name__}")
-    return content

@@ -12,7 +12,9 @@ CHUNK = 1024
 
 
 def _chunk_loss(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
-    logits = head(hidden).float()
+    logits = head(hidden)
+    # Not narrower than float32; double stays double.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return nn.functional.cross_entropy(logits, targets, reduction="sum")
 
 
@@ -22,6 +24,7 @@ def supervised_loss(
     head: nn.Module,
     *,
     num_items_in_batch: Tensor | int | None = None,
+    label_places: Tensor | None = None,
 ) -> Tensor:
     """Compute the token-mean cross entropy without logits of unsupervised places.
 
@@ -35,14 +38,18 @@ def supervised_loss(
         head: Maps (L, H) to logits (L, vocabulary).
         num_items_in_batch: Number of supervised places of the whole optimizer step (all
             micro-batches, all ranks); None takes this batch's own.
+        label_places: (L,) places of the labels in the flattened (B * T), where the caller knows
+            them; None finds them, for which the host waits for the device.
 
     Returns:
         Float32 scalar: sum over the supervised places / their number; 0 with a graph when there is
             none.
     """
-    targets = labels[:, 1:]
-    supervised = targets != IGNORE_INDEX
-    hidden, targets = hidden_states[:, :-1][supervised], targets[supervised]
+    if label_places is None:
+        supervised = nn.functional.pad(labels[:, 1:] != IGNORE_INDEX, (1, 0))
+        label_places = supervised.flatten().nonzero()[:, 0]
+    hidden = hidden_states.flatten(0, 1).index_select(0, label_places - 1)
+    targets = labels.flatten().index_select(0, label_places)
     # Every rank must touch the head, also one whose batch has nothing to learn.
     total = hidden_states.new_zeros((), dtype=torch.float32)
     if hidden.shape[0] == 0:

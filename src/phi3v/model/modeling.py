@@ -46,6 +46,8 @@ class Phi3VForCausalLM(  # type: ignore[misc]
         logits_to_keep: int = 0,
         num_items_in_batch: Tensor | int | None = None,
         document_lengths: Tensor | None = None,
+        segments: Sequence[Sequence[int]] | None = None,
+        label_places: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -69,6 +71,10 @@ class Phi3VForCausalLM(  # type: ignore[misc]
             num_items_in_batch: Number of supervised tokens of the whole optimizer step.
             document_lengths: (B, T) or (B, 1) length of each token's document for the rotary
                 factors; None finds it from mask and positions.
+            segments: Documents of one packed row (B is 1), as (length, prefix start, prefix
+                length); see ``phi3v.model.segments``. Mask and positions follow from it.
+            label_places: (L,) places of the labels in the flattened (B * T), if the caller knows
+                them: finding them makes the host wait for the device.
             output_hidden_states: Return the input of every layer.
             return_dict: False gives a plain tuple.
             **kwargs: Handed to the attention kernel.
@@ -90,6 +96,7 @@ class Phi3VForCausalLM(  # type: ignore[misc]
             image_sizes=image_sizes,
             use_cache=use_cache if labels is None else False,
             document_lengths=document_lengths,
+            segments=segments,
             output_hidden_states=bool(output_hidden_states),
             **kwargs,
         )
@@ -97,7 +104,11 @@ class Phi3VForCausalLM(  # type: ignore[misc]
         loss, logits = None, None
         if labels is not None:
             loss = supervised_loss(
-                hidden_states, labels, self.lm_head, num_items_in_batch=num_items_in_batch
+                hidden_states,
+                labels,
+                self.lm_head,
+                num_items_in_batch=num_items_in_batch,
+                label_places=label_places,
             )
         else:
             logits = self.lm_head(hidden_states[:, -logits_to_keep:]).float()

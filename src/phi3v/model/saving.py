@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from phi3v.model.configuration import PUBLISHED_REPOSITORY
-from phi3v.model.loading import read_json
+from phi3v.model.files import read_json
 from phi3v.model.modeling import Phi3VForCausalLM
 from phi3v.model.processing import Phi3VProcessor
 

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from phi3v.model.configuration import CLIP_LARGE_336, Phi3VConfig
 from phi3v.model.image_processing import Phi3VImageProcessor
 from phi3v.model.modeling import Phi3VForCausalLM
-from phi3v.model.processing import Phi3VProcessor, load_tokenizer
+from phi3v.model.processing import Phi3VProcessor
 from phi3v.model.saving import save_checkpoint
-from phi3v.model.tokenizer import make_small_tokenizer
+from phi3v.model.text import IMAGE_TOKEN
+from phi3v.model.tokenizer import load_tokenizer, make_small_tokenizer
 
 PUBLISHED_NUM_CROPS = {"phi3": 16, "phi35": 4}
 
 
 def tiny_config(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     *,
     family: str = "phi35",
     crop_size: int = 112,
@@ -80,7 +81,7 @@ def tiny_config(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.convert_tokens_to_ids("</s>"),
         pad_token_id=tokenizer.pad_token_id,
-        image_token_id=tokenizer.convert_tokens_to_ids("<|image|>"),
+        image_token_id=tokenizer.added_tokens_encoder[IMAGE_TOKEN],
         initializer_range=hidden_size**-0.5,
         embd_layer={
             "embedding_cls": "image",
@@ -97,7 +98,7 @@ def tiny_config(
             "clip_config": vision,
         },
         architectures=["Phi3VForCausalLM"],
-        torch_dtype="float32",
+        dtype="float32",
     )
 
 
@@ -134,7 +135,7 @@ def write_tiny_checkpoint(
     *,
     seed: int = 0,
     num_crops: int | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
     **sizes: Any,
 ) -> Path:
     """Write a tiny random checkpoint with processor and tokenizer.

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
+from phi3v.model.files import check_weight_files
 from phi3v.model.loading import (
     base_of_adapter,
-    check_weight_files,
     is_adapter_folder,
     load_config,
     load_model,

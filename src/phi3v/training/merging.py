@@ -13,7 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from phi3v.model.loading import ADAPTER_CONFIG, SEED_WEIGHTS, read_json
+from phi3v.model.files import read_json
+from phi3v.model.loading import ADAPTER_CONFIG, SEED_WEIGHTS
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
