@@ -1,10 +1,13 @@
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from phi3v.inference.answers import Conversation, decode_answer, stream_answer
 from phi3v.inference.streaming import stream_ids, stream_pieces
 from phi3v.model.processing import Phi3VProcessor
 
@@ -48,20 +51,40 @@ def test_an_error_of_the_thread_is_raised_where_the_answer_is_read() -> None:
         next(ids)
 
 
+class Reciting:
+    """Stands for a model: writes the given ids."""
+
+    config = SimpleNamespace(max_position_embeddings=1000)
+    device = torch.device("cpu")
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = ids
+
+    def generate(self, streamer: Any, **inputs: Any) -> None:
+        streamer.put(inputs["input_ids"])
+        for token_id in self.ids:
+            streamer.put(torch.tensor([token_id]))
+
+
+def recite(processor: Phi3VProcessor, ids: list[int]) -> list[str]:
+    question = Conversation([{"role": "user", "content": "Go"}])
+    return list(stream_answer(Reciting(ids), processor, question))
+
+
 @pytest.mark.parametrize(
     "text", ["Two words.\n next line\n\n  indented", "naïve 日本語 😀 end", " a "]
 )
 def test_pieces_join_to_the_answer(processor: Phi3VProcessor, text: str) -> None:
-    def decode(ids: list[int]) -> str:
-        return processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-    def is_open(token_id: int) -> bool:
-        return processor.tokenizer.convert_ids_to_tokens(token_id).startswith("<0x")
-
-    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    pieces = list(stream_pieces(ids, decode, is_open))
-    assert "".join(pieces) == decode(ids) == text.strip()
+    pieces = recite(processor, processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert "".join(pieces) == text.strip()
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_pieces_of_any_ids_join_to_their_text(processor: Phi3VProcessor, seed: int) -> None:
+    # Bytes that form no character, special tokens and ids without a token included.
+    ids = np.random.default_rng(seed).integers(0, len(processor.tokenizer) + 9, 80).tolist()
+    assert "".join(recite(processor, ids)) == decode_answer(processor, ids)
 
 
 def test_pieces_come_while_the_answer_is_made() -> None:

@@ -129,7 +129,7 @@ def _is_open(processor: Phi3VProcessor, token_id: int) -> bool:
     """Tell whether an id is a byte, or leaves no text (the model knows more ids than have text)."""
     token = processor.tokenizer.convert_ids_to_tokens(token_id)
     added = processor.tokenizer.added_tokens_decoder.get(token_id)
-    return token is None or token.startswith("<0x") or (added is not None and added.special)
+    return token is None or str(token).startswith("<0x") or (added is not None and added.special)
 
 
 def _answer_at_once(
