@@ -116,6 +116,11 @@ class TokenCounter:
         total, real, supervised = self._counts.tolist()
         return total, real, supervised
 
+    def sum_over_processes(self, accelerator: Any) -> None:
+        """Add up the counts of all processes; every one of them must call this."""
+        if self._counts is not None:
+            self._counts = accelerator.reduce(self._counts, reduction="sum")
+
     def rate(self) -> float:
         """Return real tokens per second since the last call."""
         now, real = time.perf_counter(), self.read()[1]

@@ -1,5 +1,6 @@
 """Reading the command line: YAML files, old flag names, the launcher's own words."""
 
+import difflib
 import json
 import os
 from enum import Enum
@@ -15,6 +16,8 @@ from phi3v.training.arguments import (
     ModelArguments,
     Phi3VTrainingArguments,
 )
+from phi3v.training.processes import connect_for_deepspeed, world_size
+from phi3v.training.sharding import DEFAULT_CONFIG, read_config, settle_config, zero_stage
 
 # Flags of older releases: what they are called now, or None where nothing is left to set.
 RENAMED = {
@@ -37,6 +40,7 @@ RENAMED = {
     "torchdynamo": None,
     "past_index": None,
 }
+_NOT_KEPT = {"resume_from_checkpoint", "overwrite_output_dir"}
 _WHY_DROPPED = {
     "lazy_preprocess": "records are always read lazily",
     "cache_dir": "set HF_HOME to choose the cache folder",
@@ -64,14 +68,23 @@ def parse_arguments(argv: list[str]) -> tuple[RunArguments, list[str]]:
         The arguments, and one message for every old flag that was translated.
 
     Raises:
-        ValueError: The file is no flat mapping of fields.
-        SystemExit: A flag is unknown or misses its value (argparse).
+        ValueError: The file is no flat mapping of fields, or a flag is unknown.
+        SystemExit: A flag has no value or an impossible one (argparse).
     """
-    words = list(argv)
+    # The deepspeed launcher puts its own word first.
+    words = [word for word in argv if not word.startswith("--local_rank=")]
+    by_launcher = "CROSS_RANK" in os.environ or len(words) < len(argv)
     if words and words[0].endswith((".yaml", ".yml", ".json")):
         words = yaml_flags(Path(words[0])) + words[1:]
     words, messages = translate_old_flags(words)
-    words = _with_launcher_defaults(words)
+    given = frozenset(_values(words))
+    if by_launcher and "deepspeed" not in given:
+        # As the seed's launcher line had it.
+        words += ["--deepspeed", DEFAULT_CONFIG]
+    if "eval_data_path" in given and "eval_strategy" not in given:
+        words += ["--eval_strategy", "epoch"]
+    words, more = _settle_processes(words)
+    messages += more
     groups: Any = (ModelArguments, LoraArguments, DataArguments, Phi3VTrainingArguments)
     parser = HfArgumentParser(
         groups,
@@ -80,8 +93,13 @@ def parse_arguments(argv: list[str]) -> tuple[RunArguments, list[str]]:
     )
     # An abbreviation would silently change its meaning when a flag is added.
     parser.allow_abbrev = False
-    model, lora, data, training = parser.parse_args_into_dataclasses(args=words)
-    given = frozenset(_take_flag(words, index)[0] for index in range(len(words)))
+    *parsed, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        advice = f"did you mean {close[0]}?" if close else "phi3v train --help lists all flags"
+        raise ValueError(f"unknown word {unknown[0]!r}; {advice}")
+    model, lora, data, training = parsed
     return RunArguments(model, lora, data, training, given), messages
 
 
@@ -172,27 +190,55 @@ def _has_tf32() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
 
 
-def _with_launcher_defaults(words: list[str]) -> list[str]:
-    """Default to ``scripts/zero2.json`` under the deepspeed launcher, as the seed does."""
-    names = {_take_flag(words, index)[0] for index in range(len(words))}
-    by_deepspeed = "local_rank" in names and "TORCHELASTIC_RUN_ID" not in os.environ
-    if not by_deepspeed or "deepspeed" in names:
-        return words
-    for root in (Path.cwd(), Path(__file__).resolve().parents[3]):
-        if (file := root / "scripts" / "zero2.json").is_file():
-            return [*words, "--deepspeed", str(file)]
-    raise ValueError(
-        "started by the deepspeed launcher without --deepspeed, and there is no scripts/zero2.json "
-        "here; name a DeepSpeed configuration"
-    )
+def _settle_processes(words: list[str]) -> tuple[list[str], list[str]]:
+    """Add what a run on several processes, or by DeepSpeed, needs; connect where it must be early.
+
+    Returns:
+        The words to parse and one message for each change.
+
+    Raises:
+        ValueError: The DeepSpeed configuration is unreadable or cannot do what the flags ask for.
+        FileNotFoundError: There is no such configuration.
+    """
+    import torch
+
+    given = _values(words)
+    messages: list[str] = []
+    on_cpu = not torch.accelerator.is_available()
+    if on_cpu and world_size() > 1 and "use_cpu" not in given:
+        words = [*words, "--use_cpu", "True"]
+        messages.append(f"no GPU found: the {world_size()} processes train on the CPU")
+    if not (config := (given.get("deepspeed") or [""])[0]):
+        return words, messages
+    settled, more = settle_config(config)
+    bits = (given.get("bits") or ["16"])[0]
+    if bits != "16" and zero_stage(read_config(settled)) == 3:
+        raise ValueError(
+            f"--bits {bits} contradicts --deepspeed {config}: ZeRO-3 cannot shard a quantised "
+            f"base; use {DEFAULT_CONFIG}, or torchrun without --deepspeed"
+        )
+    connect_for_deepspeed(on_cpu=on_cpu or ("use_cpu" in given and _is_true(given["use_cpu"])))
+    return [*words, "--deepspeed", settled], messages + more
+
+
+def _values(words: list[str]) -> dict[str, list[str]]:
+    """Return the value of every flag; the last one wins, as in the parser."""
+    return dict(_take_flag(words, index)[:2] for index in range(len(words)))
 
 
 def as_yaml(arguments: RunArguments) -> str:
-    """Write the flags that were given, readable by ``parse_arguments``."""
+    """Write the flags that were given, readable by ``parse_arguments``.
+
+    Those that say what to do with the output folder of this one run are left out.
+    """
     fields: dict[str, Any] = {}
     for group in arguments[:4]:
-        for name in arguments.given & set(type(group).__dataclass_fields__):
+        own = set(type(group).__dataclass_fields__) - _NOT_KEPT
+        for name in arguments.given & own:
             value = getattr(group, name)
+            if name == "report_to" and not value:
+                # The library turns "none" into an empty list, which no flag can say.
+                value = "none"
             if isinstance(value, str | int | float | bool | list | dict):
                 fields[name] = value.value if isinstance(value, Enum) else value
     return yaml.safe_dump(fields, sort_keys=True, allow_unicode=True)

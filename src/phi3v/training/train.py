@@ -32,6 +32,14 @@ from phi3v.training.parts import (
     plan_parts,
     table_of_parts,
 )
+from phi3v.training.processes import (
+    decided_by_first,
+    disconnect,
+    one_voice,
+    quiet_unless_first,
+    rank,
+    run_as_command,
+)
 from phi3v.training.summary import summarize
 from phi3v.training.trainer import Phi3VTrainer
 
@@ -135,14 +143,33 @@ def run(arguments: RunArguments) -> Phi3VTrainer:
         FileNotFoundError: Model, data or media are missing.
         FileExistsError: The output folder is in use.
     """
+    with one_voice():
+        trainer, checkpoint = prepare(arguments)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_result(compute_dtype(arguments.training))
+    trainer.tokens.sum_over_processes(trainer.accelerator)
+    if trainer.is_world_process_zero():
+        print(summarize(trainer, Path(str(trainer.args.output_dir))), flush=True)
+    return trainer
+
+
+def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
+    """Check everything, load model and data, and mark the output folder.
+
+    Returns:
+        The trainer and the checkpoint to resume from.
+    """
     model_args, lora, data, training, _ = arguments
     for hint in check_arguments(model_args, lora, data, training):
         logger.warning(hint)
     assert training.output_dir is not None
     folder = Path(training.output_dir)
-    checkpoint = choose_checkpoint(
-        folder, training.resume_from_checkpoint, overwrite=training.overwrite_output_dir
+    checkpoint = decided_by_first(
+        lambda: choose_checkpoint(
+            folder, training.resume_from_checkpoint, overwrite=training.overwrite_output_dir
+        )
     )
+    use_one_gpu(training)
     os.environ["TENSORBOARD_LOGGING_DIR"] = training.logging_dir
     load_config(model_args.model_id)
     set_seed(training.seed)
@@ -166,23 +193,36 @@ def run(arguments: RunArguments) -> Phi3VTrainer:
                 logger.warning("removed %s of the earlier run", name)
         write_run_files(folder, arguments, rows)
         print(format_table(rows), flush=True)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    if trainer.is_world_process_zero():
-        print(summarize(trainer, folder), flush=True)
-    return trainer
+    return trainer, checkpoint
+
+
+def use_one_gpu(training: Phi3VTrainingArguments) -> None:
+    """Keep a process without a launcher to one GPU; the library would split batches over all.
+
+    Pictures travel beside the rows of a batch, so a split by rows would tear them apart.
+    """
+    if training.n_gpu > 1:
+        logger.warning(
+            "1 of %d GPUs is used; to use all: torchrun --nproc-per-node %d -m "
+            "phi3v.training.train ...",
+            training.n_gpu,
+            training.n_gpu,
+        )
+        training._n_gpu = 1
 
 
 def main(argv: list[str]) -> int:
     """Run ``phi3v train``."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    arguments, messages = parse_arguments(argv)
+    level = logging.WARNING if rank() == 0 else logging.ERROR
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
+    with one_voice(), quiet_unless_first():
+        arguments, messages = parse_arguments(argv)
     for message in messages:
         logger.warning(message)
     run(arguments)
+    disconnect()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_as_command("train", main))
