@@ -1,49 +1,163 @@
-"""Joins examples into a padded batch. Letters: B rows, T tokens, C crops, S crop size."""
+"""Joins examples into one batch: a row without padding, or padded rows.
+
+Letters: B examples, T tokens, C crops, S crop size, L labels.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from phi3v.data.encoding import IGNORE_INDEX, Example
 
+Group = Sequence[Example]
+
 
 class Collator:
-    """Pad examples to the right and concatenate their crops.
-
-    The mask comes from the lengths, never from the ids: a text may hold the pad token itself.
+    """Make batches of single examples or of packs.
 
     Args:
-        pad_token_id: Id that fills up `input_ids`.
+        pad_token_id: Id that fills up padded rows.
+        image_token_id: Id of the places of pictures.
+        padding_free: Put all examples behind one another in one row instead of padding them.
     """
 
-    def __init__(self, pad_token_id: int) -> None:
+    def __init__(
+        self, pad_token_id: int, image_token_id: int = -1, *, padding_free: bool = False
+    ) -> None:
         self.pad_token_id = pad_token_id
+        self.image_token_id = image_token_id
+        self.padding_free = padding_free
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[Example] | Sequence[Sequence[Group]]) -> dict[str, Any]:
         """Make a batch.
 
         Args:
-            examples: B examples with any number of pictures each.
+            examples: B examples with any number of pictures each; or packs, each a list of groups
+                of examples, where the examples of a group begin alike.
 
         Returns:
-            `input_ids`, `attention_mask`, `labels`: int64 (B, T); and, if there are pictures,
-            `pixel_values`: uint8 (C, 3, S, S) and `image_sizes`: list of (height, width), both of
-            all pictures in row order.
+            Padded: ``input_ids``, ``attention_mask`` and ``labels``, int64 (B, T). Without padding:
+            ``input_ids`` and ``labels`` (1, T), ``segments`` (see ``phi3v.model.segments``) and
+            ``label_places`` (L,). If there are pictures: ``pixel_values``, uint8 (C, 3, S, S), and
+            ``image_sizes``, list of (height, width), both of all pictures in row order.
         """
+        if not examples:
+            raise ValueError("a batch needs at least one example")
+        if isinstance(examples[0], dict):
+            groups: list[Group] = [[example] for example in examples]  # type: ignore[list-item]
+        else:
+            groups = [group for pack in examples for group in pack]  # type: ignore[misc]
+            return pack_row(groups, self.image_token_id)
+        if self.padding_free:
+            return pack_row(groups, self.image_token_id)
+        return self._pad(groups)
+
+    def _pad(self, groups: Sequence[Group]) -> dict[str, Any]:
+        examples = [example for group in groups for example in group]
         ids = [example["input_ids"] for example in examples]
-        batch: dict[str, Any] = {
+        return {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+            # From the lengths, never from the ids: a text may hold the pad token itself.
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             "labels": pad_sequence(
                 [example["labels"] for example in examples],
                 batch_first=True,
                 padding_value=IGNORE_INDEX,
             ),
-        }
-        pixels = [example["pixel_values"] for example in examples if "pixel_values" in example]
-        if pixels:
-            batch["pixel_values"] = torch.cat(pixels)
-            batch["image_sizes"] = [size for example in examples for size in example["image_sizes"]]
-        return batch
+        } | _join_pictures(examples)
+
+
+def pack_row(groups: Sequence[Group], image_token_id: int) -> dict[str, Any]:
+    """Put groups of examples behind one another in one row.
+
+    The common beginning of a group's examples is there once; see ``common_prefix``.
+
+    Args:
+        groups: Groups of one or more examples.
+        image_token_id: Id of the places of pictures.
+
+    Returns:
+        A batch without padding, as ``Collator`` describes it.
+    """
+    ids: list[Tensor] = []
+    labels: list[Tensor] = []
+    segments: list[tuple[int, int, int]] = []
+    pictured: list[Example] = []
+    start = 0
+    for group in groups:
+        prefix = common_prefix(group, image_token_id) if len(group) > 1 else 0
+        prefix_start = start
+        if prefix:
+            ids.append(group[0]["input_ids"][:prefix])
+            labels.append(torch.full((prefix,), IGNORE_INDEX))
+            segments.append((prefix, 0, 0))
+            start += prefix
+        pictured += group[:1] if prefix else group
+        for example in group:
+            own = example["input_ids"][prefix:]
+            ids.append(own)
+            labels.append(example["labels"][prefix:].clone())
+            # Nothing stands before a document: its first token is predicted by none.
+            labels[-1][0] = IGNORE_INDEX
+            segments.append((len(own), prefix_start if prefix else 0, prefix))
+            start += len(own)
+    row_labels = torch.cat(labels)
+    return {
+        "input_ids": torch.cat(ids)[None],
+        "labels": row_labels[None],
+        "segments": segments,
+        "label_places": (row_labels != IGNORE_INDEX).nonzero()[:, 0],
+    } | _join_pictures(pictured)
+
+
+def common_prefix(group: Group, image_token_id: int) -> int:
+    """Count the tokens that all examples of a group begin with and that none of them is trained on.
+
+    Pictures are shared only as a whole: where the examples hold different ones, or one of them has
+        a picture behind
+    the common beginning, nothing is shared.
+
+    Args:
+        group: Two or more examples.
+        image_token_id: Id of the places of pictures.
+
+    Returns:
+        Length of the prefix in tokens, at least one token short of every example's first label; 0
+        to share nothing.
+    """
+    shortest = min(len(example["input_ids"]) for example in group)
+    stacked = torch.stack([example["input_ids"][:shortest] for example in group])
+    differs = (stacked != stacked[0]).any(dim=0).nonzero()
+    length = int(differs[0]) if len(differs) else shortest
+    for example in group:
+        labelled = (example["labels"] != IGNORE_INDEX).nonzero()
+        first = int(labelled[0]) if len(labelled) else len(example["labels"])
+        length = min(length, first - 1)
+    if length < 1 or not _same_pictures(group):
+        return 0
+    rest = torch.cat([example["input_ids"][length:] for example in group])
+    return 0 if bool((rest == image_token_id).any()) else length
+
+
+def _same_pictures(group: Group) -> bool:
+    first = group[0]
+    for example in group[1:]:
+        if example["image_sizes"] != first["image_sizes"]:
+            return False
+        pixels = example.get("pixel_values"), first.get("pixel_values")
+        if pixels[0] is not pixels[1] and not (
+            pixels[0] is not None and pixels[1] is not None and torch.equal(pixels[0], pixels[1])
+        ):
+            return False
+    return True
+
+
+def _join_pictures(examples: Sequence[Example]) -> dict[str, Any]:
+    pixels = [example["pixel_values"] for example in examples if "pixel_values" in example]
+    if not pixels:
+        return {}
+    sizes = [size for example in examples for size in example["image_sizes"]]
+    return {"pixel_values": torch.cat(pixels), "image_sizes": sizes}

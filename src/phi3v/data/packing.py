@@ -1,0 +1,167 @@
+"""Filling rows with whole documents: the plan of packs, and their order over ranks.
+
+Everything works on lengths and costs alone, before a picture is opened. Letters: U units
+(documents, or groups of documents that share a prefix), K packs.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from phi3v.data.encoding import Example
+
+# Units are drawn at random into windows of this size and packed within them: large enough to fill
+# packs, small enough to mix the data.
+WINDOW = 16384
+
+
+@dataclass(frozen=True)
+class Packs:
+    """Which units stand in which pack.
+
+    Attributes:
+        units: int64 (U,) numbers of the units, pack after pack.
+        bounds: int64 (K + 1,) pack k holds ``units[bounds[k] : bounds[k + 1]]``.
+    """
+
+    units: np.ndarray
+    bounds: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, pack: int) -> np.ndarray:
+        return self.units[self.bounds[pack] : self.bounds[pack + 1]]
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Add a value of every unit (U,) up over each pack; (K,)."""
+        return np.add.reduceat(values[self.units], self.bounds[:-1])
+
+
+def plan_packs(lengths: np.ndarray, pack_tokens: int, *, seed: int, num_ranks: int = 1) -> Packs:
+    """Put units into packs of at most ``pack_tokens`` tokens.
+
+    Each pack starts with the longest unit left in its window and is filled with the longest ones
+    that still fit. A unit longer than a pack stands alone.
+
+    Args:
+        lengths: int (U,) tokens of every unit.
+        pack_tokens: Room of a pack.
+        seed: Decides which units meet in a window; the same seed gives the same packs.
+        num_ranks: The number of packs is made a multiple of it, by splitting packs.
+
+    Raises:
+        ValueError: There are fewer units than ranks.
+    """
+    if len(lengths) < num_ranks:
+        raise ValueError(
+            f"{len(lengths)} samples cannot be spread over {num_ranks} processes; use fewer"
+        )
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    packs: list[list[int]] = []
+    for start in range(0, len(order), WINDOW):
+        packs += _pack_window(order[start : start + WINDOW], lengths, pack_tokens)
+    _split_to_multiple(packs, num_ranks)
+    sizes = np.fromiter((len(pack) for pack in packs), np.int64, len(packs))
+    units = np.fromiter((unit for pack in packs for unit in pack), np.int64, len(lengths))
+    return Packs(units, np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def _pack_window(window: np.ndarray, lengths: np.ndarray, pack_tokens: int) -> list[list[int]]:
+    ascending = window[np.argsort(lengths[window], kind="stable")]
+    units: list[int] = ascending.tolist()
+    sizes: list[int] = lengths[ascending].tolist()
+    packs = []
+    while units:
+        pack, room = [units.pop()], pack_tokens - sizes.pop()
+        while sizes and sizes[0] <= room:
+            place = bisect_right(sizes, room) - 1
+            room -= sizes.pop(place)
+            pack.append(units.pop(place))
+        packs.append(pack)
+    return packs
+
+
+def _split_to_multiple(packs: list[list[int]], num_ranks: int) -> None:
+    """Split the packs with the most units until their number is a multiple."""
+    while len(packs) % num_ranks:
+        largest = max(range(len(packs)), key=lambda index: len(packs[index]))
+        pack = packs[largest]
+        packs[largest] = pack[: len(pack) // 2]
+        packs.append(pack[len(pack) // 2 :])
+
+
+def balanced_order(costs: np.ndarray, num_ranks: int, seed: int) -> np.ndarray:
+    """Order packs so that those which run at the same time cost the same.
+
+    Args:
+        costs: (K,) cost of every pack in any unit, K a multiple of ``num_ranks``.
+        num_ranks: Number of consecutive packs that run side by side.
+        seed: Decides the order of the steps, and which rank gets which pack.
+
+    Returns:
+        int64 (K,) numbers of the packs.
+    """
+    random = np.random.default_rng(seed)
+    steps = np.argsort(costs, kind="stable").reshape(-1, num_ranks)
+    steps = random.permuted(steps, axis=1)
+    return random.permutation(steps).ravel()
+
+
+class _Examples(Protocol):
+    def __getitem__(self, position: int) -> Example: ...
+
+
+class PackedDataset(Dataset[list[list[Example]]]):
+    """Packs of a data set; an item is a list of groups of examples with a common beginning.
+
+    Args:
+        dataset: Gives single examples.
+        groups: Positions in the data set that form each unit; None means every example is one.
+        packs: The plan over these units.
+    """
+
+    def __init__(
+        self, dataset: _Examples, packs: Packs, groups: Sequence[Sequence[int]] | None = None
+    ) -> None:
+        self.dataset = dataset
+        self.packs = packs
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def __getitem__(self, pack: int) -> list[list[Example]]:
+        units = self.packs[pack].tolist()
+        groups = [[unit] if self.groups is None else self.groups[unit] for unit in units]
+        return [[self.dataset[position] for position in group] for group in groups]
+
+
+class BalancedSampler(Sampler[int]):
+    """Yields the packs of an epoch so that ranks finish their steps together.
+
+    Args:
+        costs: (K,) cost of every pack.
+        num_ranks: Number of processes; consecutive packs go to different ones.
+        seed: Base of the seed of every epoch.
+    """
+
+    def __init__(self, costs: np.ndarray, num_ranks: int, seed: int) -> None:
+        self.costs = costs
+        self.num_ranks = num_ranks
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.costs)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from balanced_order(self.costs, self.num_ranks, self.seed + self.epoch).tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of another epoch."""
+        self.epoch = epoch

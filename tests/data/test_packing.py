@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phi3v.data.packing import BalancedSampler, PackedDataset, Packs, balanced_order, plan_packs
+
+
+@given(
+    st.lists(st.integers(1, 300), min_size=4, max_size=200),
+    st.integers(50, 200),
+    st.integers(1, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_unit_stands_in_exactly_one_pack(lengths, pack_tokens, num_ranks):
+    lengths = np.array(lengths)
+    packs = plan_packs(lengths, pack_tokens, seed=1, num_ranks=num_ranks)
+    assert sorted(packs.units.tolist()) == list(range(len(lengths)))
+    assert len(packs) % num_ranks == 0
+    for pack in range(len(packs)):
+        assert len(packs[pack]) == 1 or lengths[packs[pack]].sum() <= pack_tokens
+
+
+def mixed_lengths(count: int) -> np.ndarray:
+    """Lengths like those of a mix of text, one-crop and many-crop samples."""
+    random = np.random.default_rng(0)
+    long = random.integers(700, 2700, count)
+    return np.where(random.random(count) < 0.6, long, random.integers(30, 600, count))
+
+
+def test_packs_of_mixed_lengths_are_nearly_full():
+    lengths = mixed_lengths(20_000)
+    packs = plan_packs(lengths, 8192, seed=0)
+    assert lengths.sum() / (len(packs) * 8192) > 0.97
+
+
+def test_the_same_seed_gives_the_same_packs():
+    lengths = mixed_lengths(500)
+    first, again, other = (plan_packs(lengths, 4096, seed=seed) for seed in (3, 3, 4))
+    assert np.array_equal(first.units, again.units)
+    assert np.array_equal(first.bounds, again.bounds)
+    assert not np.array_equal(first.units, other.units)
+
+
+def test_ranks_get_packs_of_equal_cost():
+    lengths = mixed_lengths(20_000)
+    packs = plan_packs(lengths, 8192, seed=0, num_ranks=8)
+    costs = packs.sums(lengths + 1e-4 * lengths.astype(float) ** 2)
+    by_step = costs[balanced_order(costs, 8, seed=0)].reshape(-1, 8)
+    assert 1 - by_step.mean() / by_step.max(axis=1).mean() < 0.02
+
+
+def test_the_order_of_steps_is_no_order_by_cost():
+    costs = np.arange(1000.0)
+    order = balanced_order(costs, 1, seed=0)
+    assert sorted(order.tolist()) == list(range(1000))
+    assert abs(np.corrcoef(costs, order)[0, 1]) < 0.2
+
+
+def test_each_epoch_has_its_own_order():
+    sampler = BalancedSampler(np.ones(50), num_ranks=2, seed=7)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    sampler.set_epoch(0)
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first != second
+    assert list(sampler) == first
+
+
+def test_too_few_samples_for_the_processes_are_refused():
+    with pytest.raises(ValueError, match="3 samples cannot be spread over 4 processes"):
+        plan_packs(np.array([1, 2, 3]), 10, seed=0, num_ranks=4)
+
+
+def test_an_item_holds_the_examples_of_its_groups():
+    packs = Packs(np.array([1, 0]), np.array([0, 1, 2]))
+    dataset = PackedDataset(["a", "b", "c"], packs, [[0, 2], [1]])
+    assert [dataset[index] for index in range(len(dataset))] == [[["b"]], [["a", "c"]]]
