@@ -102,9 +102,7 @@ def flags(base_folder: Path, data_folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def start(
-    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Run]:
+def start(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     """Train with more flags; ``folder`` names the output folder."""
 
     def start(*more: str, folder: str = "out") -> Run:

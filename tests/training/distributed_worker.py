@@ -2,8 +2,8 @@
 
     python -m tests.training.distributed_worker JOBS.json RESULTS.json
 
-JOBS.json holds a list of {"name": ..., "argv": [...]}; the first rank writes per name the losses, the
-learning rates of the optimizer groups and the kinds of samples that every rank saw.
+JOBS.json holds a list of {"name": ..., "argv": [...]}; the first rank writes per name the losses,
+the learning rates of the optimizer groups and the kinds of samples that every rank saw.
 """
 
 import json

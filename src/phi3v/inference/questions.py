@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from transformers.utils.logging import tqdm
 
 from phi3v.data.paths import resolve_path
 from phi3v.data.records import Turn, describe_record, parse_record, read_records

@@ -147,10 +147,11 @@ class Phi3VImageProjection(nn.Sequential):
             nn.Linear(merged_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
         )
 
-    def forward(self, features: Tensor) -> Tensor:  # type: ignore[override]  # named
+    def forward(self, features: Tensor) -> Tensor:
         """Project (M, 4 * D) to (M, H) in the type of the projection's own weights."""
         # It may train in float32 beside a bfloat16 tower, or the other way round.
-        return super().forward(features.to(self[0].bias.dtype))
+        dtype = next(self.parameters()).dtype
+        return super().forward(features.to(dtype))
 
 
 class Phi3VImageEmbedding(nn.Module):

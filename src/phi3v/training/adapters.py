@@ -145,6 +145,11 @@ def _load_weights(model: Any, folder: Path) -> None:
         )
 
 
+def is_wrapped(model: Any) -> bool:
+    """Tell whether a model carries adapters."""
+    return isinstance(model, PeftModel)
+
+
 def save_adapter(
     model: PeftModel, folder: str | Path, *, state_dict: dict[str, Any] | None = None
 ) -> None:

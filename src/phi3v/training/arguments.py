@@ -8,8 +8,6 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
-RECOMMENDED_VISION_LR_RATIO = 5
-
 
 @dataclass
 class ModelArguments:
@@ -109,7 +107,10 @@ class DataArguments:
         default=None,
         metadata={"help": "Folder that picture and video paths are relative to."},
     )
-    eval_data_path: str | None = field(default=None, metadata={"help": "Validation records."})
+    eval_data_path: str | None = field(
+        default=None,
+        metadata={"help": "Validation records; evaluated every epoch unless --eval_strategy is."},
+    )
     eval_image_folder: str | None = field(
         default=None, metadata={"help": "Folder of the validation media; default: --image_folder."}
     )
@@ -150,90 +151,27 @@ class Phi3VTrainingArguments(TrainingArguments):
     )
     logging_steps: float = field(default=1, metadata={"help": "Steps between log lines."})
     logging_dir: str = field(default="./tf-logs", metadata={"help": "TensorBoard folder."})
-    report_to: None | str | list[str] = field(
-        default="tensorboard", metadata={"help": "tensorboard, wandb, none, or several."}
+    report_to: list[str] = field(
+        default_factory=lambda: ["tensorboard"],
+        metadata={"help": "tensorboard, wandb, none, or several."},
     )
     dataloader_num_workers: int = field(
         default=4, metadata={"help": "Processes that read pictures and videos."}
     )
+    padding_free: bool = field(
+        default=True,
+        metadata={"help": "Put the samples of a batch behind one another instead of padding them."},
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Kept for the library; records have no columns."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after so many evaluations without a better --metric_for_best_model; "
+            "needs --load_best_model_at_end."
+        },
     )
     prediction_loss_only: bool = field(
         default=True, metadata={"help": "Evaluation keeps the loss only."}
     )
-
-
-def check_arguments(
-    model: ModelArguments, lora: LoraArguments, data: DataArguments, training: TrainingArguments
-) -> list[str]:
-    """Refuse contradictions and collect hints.
-
-    Returns:
-        Hints for settings that are allowed but odd.
-
-    Raises:
-        ValueError: Two flags contradict each other, or a value is impossible; the message names
-            them.
-    """
-    if model.bits not in (4, 8, 16):
-        raise ValueError(f"--bits is {model.bits}, expected 16, 8 or 4")
-    if model.bits != 16 and not lora.lora_enable:
-        raise ValueError(
-            f"--bits {model.bits} needs --lora_enable True: quantised weights cannot be trained"
-        )
-    if lora.vision_lora and not lora.lora_enable:
-        raise ValueError("--vision_lora needs --lora_enable True")
-    if lora.vision_lora and not model.freeze_vision_tower:
-        raise ValueError(
-            "--vision_lora needs --freeze_vision_tower True: adapters and full training cannot "
-            "share the vision tower"
-        )
-    for name in ("use_dora", "use_rslora", "loraplus_lr_ratio", "lora_weight_path"):
-        if getattr(lora, name) and not lora.lora_enable:
-            raise ValueError(f"--{name} needs --lora_enable True")
-    if model.freeze_llm and not lora.lora_enable and model.freeze_vision_tower:
-        if not model.tune_img_projector:
-            raise ValueError(
-                "--freeze_llm, --freeze_vision_tower and --tune_img_projector False together leave "
-                "nothing to train; unfreeze a part or set --lora_enable True"
-            )
-    if model.disable_flash_attn2 and model.attn_implementation == "flash_attention_2":
-        raise ValueError(
-            "--disable_flash_attn2 contradicts --attn_implementation flash_attention_2"
-        )
-    _check_ranges(lora, data)
-    return _hints(model, training)
-
-
-def _check_ranges(lora: LoraArguments, data: DataArguments) -> None:
-    for flag, value, low in (
-        ("lora_rank", lora.lora_rank, 1),
-        ("lora_alpha", lora.lora_alpha, 1),
-        ("max_num_frames", data.max_num_frames, 1),
-        ("max_seq_length", data.max_seq_length, 1),
-    ):
-        if value < low:
-            raise ValueError(f"--{flag} is {value}, expected at least {low}")
-    if not 1 <= data.num_crops <= 16:
-        raise ValueError(f"--num_crops is {data.num_crops}, expected 1 to 16")
-    if not 0 <= lora.lora_dropout < 1:
-        raise ValueError(f"--lora_dropout is {lora.lora_dropout}, expected 0 up to below 1")
-    if lora.num_lora_modules == 0 or lora.num_lora_modules < -1:
-        raise ValueError(
-            f"--num_lora_modules is {lora.num_lora_modules}, expected -1 (all) or at least 1"
-        )
-    if data.eval_image_folder and not data.eval_data_path:
-        raise ValueError("--eval_image_folder needs --eval_data_path")
-
-
-def _hints(model: ModelArguments, training: TrainingArguments) -> list[str]:
-    hints = []
-    vision_lr = getattr(training, "vision_lr", None)
-    limit = training.learning_rate / RECOMMENDED_VISION_LR_RATIO
-    if vision_lr is not None and not model.freeze_vision_tower and vision_lr > limit:
-        hints.append(
-            f"--vision_lr {vision_lr:g} is closer than {RECOMMENDED_VISION_LR_RATIO}x to "
-            f"--learning_rate {training.learning_rate:g}; 5 to 10 times smaller is the usual choice"
-        )
-    return hints

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import (
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
+from transformers.utils.logging import tqdm
 
 
 class GradientCheck(TrainerCallback):
@@ -105,7 +105,9 @@ class TokenCounter:
 
     def add(self, batch: dict[str, Any]) -> None:
         """Count one batch of (B, T) ids, mask and labels."""
-        mask, labels = batch["attention_mask"], batch["labels"]
+        labels = batch["labels"]
+        # A row without padding has no mask.
+        mask = batch.get("attention_mask", torch.ones_like(labels))
         counts = torch.stack([mask.new_tensor(mask.numel()), mask.sum(), labels.ne(-100).sum()])
         self._counts = counts if self._counts is None else self._counts + counts
 
@@ -138,7 +140,7 @@ class ProgressBar(TrainerCallback):
     """One line with loss, learning rate and tokens per second; evaluations get their own lines."""
 
     def __init__(self) -> None:
-        self._bar: tqdm | None = None
+        self._bar: Any = None
 
     def on_train_begin(
         self,

@@ -21,7 +21,8 @@ from phi3v.model.loading import (
 )
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.training.adapters import add_adapters
-from phi3v.training.arguments import ModelArguments, Phi3VTrainingArguments, check_arguments
+from phi3v.training.arguments import ModelArguments, Phi3VTrainingArguments
+from phi3v.training.checks import check_arguments
 from phi3v.training.flags import RunArguments, parse_arguments
 from phi3v.training.output import choose_checkpoint, clear_earlier_run, write_run_files
 from phi3v.training.parts import (
@@ -184,7 +185,11 @@ def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
         args=training,
         train_dataset=train_set,
         eval_dataset=eval_set,
-        data_collator=Collator(processor.tokenizer.pad_token_id),
+        data_collator=Collator(
+            processor.tokenizer.pad_token_id,
+            processor.image_token_id,
+            padding_free=training.padding_free,
+        ),
         processor=processor,
     )
     if trainer.is_world_process_zero():

@@ -4,12 +4,15 @@ import os
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import ProgressCallback, Trainer
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, ProgressCallback, Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput
 
+from phi3v.data.collator import Collator
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.model.saving import save_checkpoint
-from phi3v.training.adapters import save_adapter
+from phi3v.training.adapters import is_wrapped, save_adapter
 from phi3v.training.arguments import LoraArguments, Phi3VTrainingArguments
 from phi3v.training.callbacks import GradientCheck, ProgressBar, TokenCounter
 from phi3v.training.optimizer import parameter_groups
@@ -37,6 +40,8 @@ class Phi3VTrainer(Trainer):
         self.lora = lora
         self.tokens = TokenCounter()
         self.add_callback(GradientCheck())
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressBar())
 
@@ -61,11 +66,79 @@ class Phi3VTrainer(Trainer):
         self.tokens.add(inputs)
         return super().training_step(model, inputs, *args)
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        """Group by length without opening a picture: the library would load every example."""
+        dataset: Any = train_dataset or self.train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(dataset)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(size, lengths=dataset.lengths())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Batch validation samples as padded rows: a sample that only fills up is then one row."""
+        collator = self.data_collator
+        self.data_collator = Collator(self.processor.tokenizer.pad_token_id)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
+
+    def evaluation_loop(
+        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Evaluate; the loss is the mean over all supervised tokens, whatever the batches are."""
+        self._eval_sums = torch.zeros(2, device=self.args.device)
+        output = super().evaluation_loop(
+            *args,
+            metric_key_prefix=metric_key_prefix,  # type: ignore[misc]  # by keyword only
+            **kwargs,
+        )
+        total, count = self.accelerator.reduce(self._eval_sums, reduction="sum").tolist()
+        assert output.metrics is not None
+        output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1)
+        return output
+
+    @torch.no_grad()
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """Compute the loss of one batch, and add its sum and number of tokens to the total."""
+        inputs = self._prepare_inputs(inputs)
+        labels = self._without_repeats(inputs["labels"])
+        with self.compute_loss_context_manager():
+            total = model(**{**inputs, "labels": labels}, num_items_in_batch=1).loss
+        count = labels[:, 1:].ne(-100).sum()
+        self._eval_sums += torch.stack([total, count])
+        return total / count.clamp(min=1), None, None
+
+    def _without_repeats(self, labels: torch.Tensor) -> torch.Tensor:
+        """Mask the rows that fill the last batches of several processes up; (B, T) to (B, T)."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return labels
+        own = state.remainder - self.accelerator.process_index * labels.shape[0]
+        return labels.masked_fill(
+            torch.arange(labels.shape[0], device=labels.device)[:, None] >= own, -100
+        )
+
     def log(self, logs: dict[str, float], *args: Any) -> None:
         """Add the tokens per second of this process to each line of the training log."""
         if "loss" in logs:
             logs["tokens_per_second"] = round(self.tokens.rate(), 1)
         super().log(logs, *args)
+
+    def save_result(self, dtype: torch.dtype) -> None:
+        """Write the output folder; a whole model in the type that it ran in, as the published ones.
+
+        Checkpoints keep the float32 weights that training goes on from.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if not is_wrapped(model):
+            for parameter in model.parameters():
+                if not hasattr(parameter, "ds_id"):
+                    parameter.data = parameter.data.to(dtype)
+        self.save_model()
+        self.save_state()
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -77,7 +150,7 @@ class Phi3VTrainer(Trainer):
             return
         os.makedirs(folder, exist_ok=True)
         model: Any = self.accelerator.unwrap_model(self.model)
-        if isinstance(model, PeftModel):
+        if is_wrapped(model):
             save_adapter(model, folder, state_dict=state_dict)
             self.processor.save_pretrained(folder)
         else:

@@ -1,0 +1,112 @@
+"""Contradictions and impossible values among the arguments, found before anything is loaded."""
+
+from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import IntervalStrategy
+
+from phi3v.training.arguments import (
+    DataArguments,
+    LoraArguments,
+    ModelArguments,
+    Phi3VTrainingArguments,
+)
+
+RECOMMENDED_VISION_LR_RATIO = 5
+
+
+def check_arguments(
+    model: ModelArguments,
+    lora: LoraArguments,
+    data: DataArguments,
+    training: Phi3VTrainingArguments,
+) -> list[str]:
+    """Refuse contradictions and collect hints.
+
+    Returns:
+        Hints for settings that are allowed but odd.
+
+    Raises:
+        ValueError: Two flags contradict each other, or a value is impossible; the message names
+            them.
+    """
+    if model.bits not in (4, 8, 16):
+        raise ValueError(f"--bits is {model.bits}, expected 16, 8 or 4")
+    if model.bits != 16 and not lora.lora_enable:
+        raise ValueError(
+            f"--bits {model.bits} needs --lora_enable True: quantised weights cannot be trained"
+        )
+    if lora.vision_lora and not lora.lora_enable:
+        raise ValueError("--vision_lora needs --lora_enable True")
+    if lora.vision_lora and not model.freeze_vision_tower:
+        raise ValueError(
+            "--vision_lora needs --freeze_vision_tower True: adapters and full training cannot "
+            "share the vision tower"
+        )
+    for name in ("use_dora", "use_rslora", "loraplus_lr_ratio", "lora_weight_path"):
+        if getattr(lora, name) and not lora.lora_enable:
+            raise ValueError(f"--{name} needs --lora_enable True")
+    if model.freeze_llm and not lora.lora_enable and model.freeze_vision_tower:
+        if not model.tune_img_projector:
+            raise ValueError(
+                "--freeze_llm, --freeze_vision_tower and --tune_img_projector False together leave "
+                "nothing to train; unfreeze a part or set --lora_enable True"
+            )
+    if model.disable_flash_attn2 and model.attn_implementation == "flash_attention_2":
+        raise ValueError(
+            "--disable_flash_attn2 contradicts --attn_implementation flash_attention_2"
+        )
+    _check_ranges(lora, data)
+    _check_library_settings(data, training)
+    return _hints(model, training)
+
+
+def _check_ranges(lora: LoraArguments, data: DataArguments) -> None:
+    for flag, value, low in (
+        ("lora_rank", lora.lora_rank, 1),
+        ("lora_alpha", lora.lora_alpha, 1),
+        ("max_num_frames", data.max_num_frames, 1),
+        ("max_seq_length", data.max_seq_length, 1),
+    ):
+        if value < low:
+            raise ValueError(f"--{flag} is {value}, expected at least {low}")
+    if not 1 <= data.num_crops <= 16:
+        raise ValueError(f"--num_crops is {data.num_crops}, expected 1 to 16")
+    if not 0 <= lora.lora_dropout < 1:
+        raise ValueError(f"--lora_dropout is {lora.lora_dropout}, expected 0 up to below 1")
+    if lora.num_lora_modules == 0 or lora.num_lora_modules < -1:
+        raise ValueError(
+            f"--num_lora_modules is {lora.num_lora_modules}, expected -1 (all) or at least 1"
+        )
+    if data.eval_image_folder and not data.eval_data_path:
+        raise ValueError("--eval_image_folder needs --eval_data_path")
+
+
+def _check_library_settings(data: DataArguments, training: Phi3VTrainingArguments) -> None:
+    if training.eval_strategy != "no" and not data.eval_data_path:
+        strategy = IntervalStrategy(training.eval_strategy).value
+        raise ValueError(f"--eval_strategy {strategy} needs --eval_data_path")
+    patience = training.early_stopping_patience
+    if patience is not None and not training.load_best_model_at_end:
+        raise ValueError("--early_stopping_patience needs --load_best_model_at_end True")
+    if patience is not None and patience < 1:
+        raise ValueError(f"--early_stopping_patience is {patience}, expected at least 1")
+    if training.label_smoothing_factor:
+        raise ValueError("--label_smoothing_factor is not supported; leave it out")
+    available = get_available_reporting_integrations()
+    for name in training.report_to or []:
+        if name not in available:
+            raise ValueError(
+                f"--report_to {name}: its package is not installed; install it, or report to "
+                f"one of {', '.join([*available, 'none'])}"
+            )
+
+
+def _hints(model: ModelArguments, training: Phi3VTrainingArguments) -> list[str]:
+    hints = []
+    vision_lr = training.vision_lr
+    limit = training.learning_rate / RECOMMENDED_VISION_LR_RATIO
+    if vision_lr is not None and not model.freeze_vision_tower and vision_lr > limit:
+        hints.append(
+            f"--vision_lr {vision_lr:g} is closer than {RECOMMENDED_VISION_LR_RATIO}x to "
+            f"--learning_rate {training.learning_rate:g}; 5 to 10 times smaller is the usual choice"
+        )
+    return hints
