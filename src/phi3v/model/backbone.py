@@ -134,7 +134,9 @@ class Phi3VModel(Phi3VPreTrainedModel):
         """
         size = self.config.crop_size
         crop = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=embeds.device)
-        return embeds + 0.0 * self.vision_embed_tokens(crop, [(size, size)]).sum().to(embeds.dtype)
+        nothing = 0.0 * self.vision_embed_tokens(crop, [(size, size)]).sum().to(embeds.dtype)
+        # ZeRO-3 counts this module too.
+        return self.embed_dropout(embeds + nothing)
 
     def forward(
         self,
