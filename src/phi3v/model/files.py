@@ -1,9 +1,11 @@
 """Reading the plain files of a checkpoint folder, with errors that say what is wrong."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 
@@ -46,3 +48,26 @@ def check_weight_files(folder: Path) -> None:
             raise ValueError(
                 f"{file} is damaged or cut off ({error}); copy or download it again"
             ) from error
+
+
+def read_seed_weights(file: Path) -> dict[str, torch.Tensor]:
+    """Read the pickle of weights that adapter folders of the seed project hold.
+
+    Only tensors are read; nothing in the file is run. The original's second name of the token table
+    is dropped.
+
+    Raises:
+        ValueError: The file is damaged, or holds something else than named tensors.
+    """
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(
+            f"{file} cannot be read: it is damaged, or holds something else than tensors, and "
+            "only tensors are read from a pickle"
+        ) from error
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+    ):
+        raise ValueError(f"{file} must hold named tensors and nothing else")
+    return {name: value for name, value in weights.items() if ".wte." not in name}

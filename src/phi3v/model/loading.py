@@ -11,7 +11,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import is_flash_attn_2_available
 
 from phi3v.model.configuration import PUBLISHED_REPOSITORY, Phi3VConfig
-from phi3v.model.files import check_weight_files, read_json
+from phi3v.model.files import check_weight_files, read_json, read_seed_weights
 from phi3v.model.modeling import Phi3VForCausalLM
 from phi3v.model.processing import Phi3VProcessor
 
@@ -194,9 +194,7 @@ def _open_adapter(model: Phi3VForCausalLM, folder: Path) -> Any:
 
     wrapped = PeftModel.from_pretrained(model, str(folder))
     if (folder / SEED_WEIGHTS).is_file():
-        weights = torch.load(folder / SEED_WEIGHTS, map_location="cpu", weights_only=True)
-        # The original's second name of the token table.
-        weights = {name: value for name, value in weights.items() if ".wte." not in name}
+        weights = read_seed_weights(folder / SEED_WEIGHTS)
         result = wrapped.load_state_dict(weights, strict=False)
         if result.unexpected_keys:
             raise ValueError(

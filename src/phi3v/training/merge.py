@@ -67,12 +67,16 @@ def merge(
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    adapter = Adapter(adapter_folder)
-    if adapter.is_plain:
-        _merge_streaming(adapter, base_folder, partial)
-    else:
-        _merge_in_memory(adapter_folder, base_folder, partial)
-    _write_other_files(adapter_folder, base_folder, partial)
+    try:
+        adapter = Adapter(adapter_folder)
+        if adapter.is_plain:
+            _merge_streaming(adapter, base_folder, partial)
+        else:
+            _merge_in_memory(adapter_folder, base_folder, partial)
+        _write_other_files(adapter_folder, base_folder, partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)

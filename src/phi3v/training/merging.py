@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from phi3v.model.files import read_json
+from phi3v.model.files import read_json, read_seed_weights
 from phi3v.model.loading import ADAPTER_CONFIG, SEED_WEIGHTS
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -41,11 +41,8 @@ class Adapter:
         self._keys = {_base_name(key): key for key in self._file.keys()}
         self._replaced: dict[str, Tensor] = {}
         if (folder / SEED_WEIGHTS).is_file():
-            stored = torch.load(folder / SEED_WEIGHTS, map_location="cpu", weights_only=True)
-            # The original's second name of the token table is dropped.
-            self._replaced = {
-                _base_name(key): value for key, value in stored.items() if ".wte." not in key
-            }
+            stored = read_seed_weights(folder / SEED_WEIGHTS)
+            self._replaced = {_base_name(key): value for key, value in stored.items()}
         self._used: set[str] = set()
 
     @property
@@ -81,6 +78,7 @@ class Adapter:
         module = name.removesuffix(".weight")
         down, up = self._take(f"{module}.lora_A.weight"), self._take(f"{module}.lora_B.weight")
         if down is not None and up is not None:
+            _check_shape(name, weight, (up.shape[0], down.shape[1]))
             changed = weight.float() + self.scale * (up.float() @ down.float())
             magnitude = self._take(f"{module}.lora_magnitude_vector")
             if magnitude is None:
@@ -89,6 +87,7 @@ class Adapter:
         down = self._take(f"{module}.lora_embedding_A")
         up = self._take(f"{module}.lora_embedding_B")
         if down is not None and up is not None:
+            _check_shape(name, weight, (down.shape[1], up.shape[0]))
             return weight.float() + self.scale * (up.float() @ down.float()).T
         return weight
 
@@ -101,6 +100,14 @@ class Adapter:
             return None
         self._used.add(name)
         return self._file.get_tensor(self._keys[name])
+
+
+def _check_shape(name: str, base: Tensor, adapted: tuple[int, ...]) -> None:
+    if tuple(base.shape) != adapted:
+        raise ValueError(
+            f"{name} has shape {tuple(base.shape)} in the base but {adapted} in the adapter; it "
+            "was trained on another base model"
+        )
 
 
 def _base_name(key: str) -> str:
@@ -126,11 +133,7 @@ def rewrite_weights(source: Path, target: Path, change: Callable[[str, Tensor], 
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
             old = tensors.get_tensor(name)
             new = change(name, old)
-            if new.shape != old.shape:
-                raise ValueError(
-                    f"{name} has shape {tuple(old.shape)} in {source} but {tuple(new.shape)} in "
-                    "the adapter; it was trained on another base model"
-                )
+            _check_shape(name, old, tuple(new.shape))
             _write_tensor(out, new.to(old.dtype), entry)
 
 

@@ -5,6 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 CHECKOUT = Path(__file__).resolve().parents[3]
 DEFAULT_CONFIG = "scripts/zero2.json"
 # The flags and their learning rates per part say this; a block here would replace them all.
@@ -83,3 +86,27 @@ def settle_config(value: str) -> tuple[str, list[str]]:
     if not messages:
         return value if value.lstrip().startswith("{") else str(find_config(value)), []
     return json.dumps(config), messages
+
+
+def frozen_copies(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Collect the frozen parameters of modules that are saved as a whole beside an adapter.
+
+    DeepSpeed gathers only what trains, but a saved vision tower is to hold its unused layer too.
+    All processes must call this.
+
+    Returns:
+        Full values by name; nothing where ZeRO-3 does not shard the model.
+    """
+    frozen = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if ".modules_to_save." in name
+        and not parameter.requires_grad
+        and hasattr(parameter, "ds_id")
+    }
+    if not frozen:
+        return {}
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(frozen.values())):
+        return {name: parameter.detach().cpu().clone() for name, parameter in frozen.items()}

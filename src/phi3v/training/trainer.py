@@ -16,6 +16,7 @@ from phi3v.training.adapters import is_wrapped, save_adapter
 from phi3v.training.arguments import LoraArguments, Phi3VTrainingArguments
 from phi3v.training.callbacks import GradientCheck, ProgressBar, TokenCounter
 from phi3v.training.optimizer import parameter_groups
+from phi3v.training.sharding import frozen_copies
 
 
 class Phi3VTrainer(Trainer):
@@ -143,14 +144,20 @@ class Phi3VTrainer(Trainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """Write the adapter, or the whole model in the published form; called on the first rank."""
+        """Write the adapter, or the whole model in the published form; on the first process.
+
+        All processes come here: the sharded rest of an adapter is gathered first.
+        """
         folder = output_dir or self.args.output_dir
         assert folder is not None
+        model: Any = self.accelerator.unwrap_model(self.model)
+        copies = frozen_copies(model)
         if not self.args.should_save:
             return
         os.makedirs(folder, exist_ok=True)
-        model: Any = self.accelerator.unwrap_model(self.model)
         if is_wrapped(model):
+            if state_dict is not None:
+                state_dict = copies | state_dict
             save_adapter(model, folder, state_dict=state_dict)
             self.processor.save_pretrained(folder)
         else:
