@@ -62,7 +62,12 @@ class GradientCheck(TrainerCallback):
         self._stop_listening()
         self.checked = True
         named = list(model.named_parameters())
-        silent = [name for name, p in named if p.requires_grad and name not in self._seen]
+        # DeepSpeed takes gradients away, so hooks listen; FSDP calls no hook but leaves them.
+        silent = [
+            name
+            for name, p in named
+            if p.requires_grad and p.grad is None and name not in self._seen
+        ]
         if silent:
             raise RuntimeError(
                 f"{len(silent)} parameters were to be trained but got no gradient in the first "
