@@ -15,6 +15,7 @@ from phi3v.model.processing import Phi3VProcessor
 from phi3v.model.tiny import write_tiny_checkpoint
 from phi3v.training import train
 from phi3v.training.flags import parse_arguments
+from phi3v.training.parts import PARTS, own_parameters
 from phi3v.training.trainer import Phi3VTrainer
 
 TURN = ("<image>\nWhat is this?", "A bus, red and tall.")
@@ -137,3 +138,17 @@ def logits_of(model: Any, processor: Phi3VProcessor, picture: Image.Image) -> to
     with_picture = model(**processor(prompt, [picture], return_tensors="pt")).logits
     without = model(**processor("<|user|>\nHi<|end|>\n", return_tensors="pt")).logits
     return torch.cat([with_picture, without], dim=1)
+
+
+def check_table(run: Run) -> None:
+    """Compare the parameters that changed with the saved table."""
+    rows = {row["part"]: row for row in json.loads((run.folder / "parts.json").read_text())}
+    changed = run.changed()
+    counts = dict.fromkeys(PARTS, 0)
+    for name, parameter, part in own_parameters(run.model):
+        assert parameter.requires_grad == (name in changed), name
+        counts[part] += parameter.numel() * (name in changed)
+    assert not [name for name in changed if ".original_module." in name]
+    assert counts == {part: rows[part]["trainable"] for part in PARTS}
+    for row in rows.values():
+        assert (row["method"] == "frozen") == (row["trainable"] == 0)

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from phi3v import cli
+from phi3v.model import loading
 from phi3v.training import arguments as our_arguments
+from phi3v.training import train
 from phi3v.training.checks import check_arguments
 from phi3v.training.flags import RunArguments, as_yaml, parse_arguments, translate_old_flags
 
@@ -249,3 +252,15 @@ def test_the_flags_of_the_seed_scripts_are_taken() -> None:
         *("--lazy_preprocess", "True", "--learning_rate", "1e-4", "--vision_lr", "2e-6"),
     )
     check_arguments(*arguments[:4])
+
+
+def test_disabling_flash_attention_means_sdpa(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, disabled = read().model, read("--disable_flash_attn2", "True").model
+    monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(loading.torch.cuda, "is_available", lambda: True)
+    assert train._attention(plain, torch.bfloat16) == "flash_attention_2"
+    assert train._attention(disabled, torch.bfloat16) == "sdpa"
+    assert "attention runs on SDPA" in caplog.text
+    assert train._attention(plain, torch.float32) == "sdpa"

@@ -6,11 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from PIL import Image
-from tests.training.conftest import Run, logits_of
+from tests.training.conftest import Run, check_table, logits_of
 
 from phi3v import load_model
 from phi3v.model.loading import quantization_config
-from phi3v.training.parts import PARTS, own_parameters
 
 LANGUAGE = {
     "full": [],
@@ -40,20 +39,6 @@ CASES = [
 ]
 
 pytestmark = pytest.mark.slow
-
-
-def check_table(run: Run) -> None:
-    """Compare the parameters that changed with the saved table."""
-    rows = {row["part"]: row for row in json.loads((run.folder / "parts.json").read_text())}
-    changed = run.changed()
-    counts = dict.fromkeys(PARTS, 0)
-    for name, parameter, part in own_parameters(run.model):
-        assert parameter.requires_grad == (name in changed), name
-        counts[part] += parameter.numel() * (name in changed)
-    assert not [name for name in changed if ".original_module." in name]
-    assert counts == {part: rows[part]["trainable"] for part in PARTS}
-    for row in rows.values():
-        assert (row["method"] == "frozen") == (row["trainable"] == 0)
 
 
 def trained_parts(run: Run) -> set[str]:
