@@ -1,4 +1,7 @@
+import gzip
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +53,23 @@ def pictures() -> list[Image.Image]:
     """Three pictures: one crop square, lying, standing."""
     random = np.random.default_rng(1)
     sizes = [(50, 50), (50, 120), (120, 50)]
-    return [
-        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes
-    ]
+    return [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+
+
+@pytest.fixture(scope="session")
+def published_folders(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders p3 and p35 with all published JSON files and no weights."""
+    root = tmp_path_factory.mktemp("published")
+    content = gzip.decompress((golden / "tokenizer" / "tokenizer.json.gz").read_bytes())
+    for name in ("p3", "p35"):
+        (root / name).mkdir()
+        for file in (golden / "checkpoints" / name).glob("*.json"):
+            shutil.copyfile(file, root / name / file.name)
+        (root / name / "tokenizer.json").write_bytes(content)
+    return root
+
+
+@pytest.fixture(scope="session")
+def small(small_tokenizer: Any) -> Phi3VProcessor:
+    """A processor of 28-pixel crops with a small tokenizer."""
+    return Phi3VProcessor(Phi3VImageProcessor(num_crops=2, crop_size=28), small_tokenizer)

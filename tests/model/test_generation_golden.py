@@ -42,9 +42,7 @@ def generate(golden: Path, case_id: str, **settings: Any) -> tuple[Tensor, Tenso
     return outputs.sequences[:, item["prompt_len"] :], torch.stack(outputs.logits, dim=1)
 
 
-def assert_equals_original(
-    golden: Path, case_id: str, tokens: Tensor, logits: Tensor
-) -> None:
+def assert_equals_original(golden: Path, case_id: str, tokens: Tensor, logits: Tensor) -> None:
     stored = gc.tensors(golden, case_id)
     assert tokens.tolist() == stored["new_tokens"].tolist()
     assert_close(logits.gather(-1, stored["top5_ids"]), stored["top5_values"], **gc.LOGITS)

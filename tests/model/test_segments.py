@@ -85,9 +85,7 @@ def test_questions_on_a_shared_prefix_train_as_alone(model, attention):
     alone.append({"input_ids": other[None], "labels": with_labels(other, 1)[None]})
     packed = {
         "input_ids": torch.cat([other, prefix, *branches])[None],
-        "labels": torch.cat(
-            [with_labels(other, 1), torch.full((20,), -100), *labels]
-        )[None],
+        "labels": torch.cat([with_labels(other, 1), torch.full((20,), -100), *labels])[None],
         "segments": [(6, 0, 0), (20, 0, 0), (5, 6, 20), (9, 6, 20), (3, 6, 20)],
     }
     assert_same_training(model, packed, alone)

@@ -12,6 +12,7 @@ from transformers import Cache, DynamicCache
 
 from phi3v.model.configuration import Phi3VConfig
 from phi3v.model.crops import num_image_tokens
+from phi3v.model.rows import causal_mask
 from phi3v.model.vision import image_grids
 
 
@@ -78,11 +79,15 @@ class Phi3VGenerationMixin:
         return loaded
 
     def set_stop_tokens(self) -> None:
-        """Let generation stop at ``<|end|>`` and ``<|endoftext|>`` and pad with the config's id."""
+        """Let generation stop at ``<|end|>`` and ``<|endoftext|>`` and pad with the config's id.
+
+        The image token is never written: read back, it would be a place without an image.
+        """
         generation = self.generation_config  # type: ignore[attr-defined]
         generation.bos_token_id = self.config.bos_token_id
         generation.eos_token_id = self.config.stop_token_ids
         generation.pad_token_id = self.config.pad_token_id
+        generation.suppress_tokens = [self.config.image_token_id]
 
     def _expand_inputs_for_generation(
         self,
@@ -90,7 +95,7 @@ class Phi3VGenerationMixin:
         is_encoder_decoder: bool = False,
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
+    ) -> tuple[Tensor | None, dict[str, Any]]:
         """Repeat every row, with all of its images, for beams and several samples."""
         pixels, sizes = (
             model_kwargs.pop("pixel_values", None),
@@ -106,7 +111,28 @@ class Phi3VGenerationMixin:
         )
         if pixels is not None:
             model_kwargs |= {"pixel_values": pixels, "image_sizes": sizes}
+        if input_ids is not None:
+            # Published ids of image places are negative, which samplers and streamers cannot read.
+            input_ids = input_ids.masked_fill(input_ids < 0, self.config.image_token_id)
         return input_ids, model_kwargs
+
+    @staticmethod
+    def create_masks_for_generate(
+        config: Phi3VConfig,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: Tensor | None = None,
+        **_: Any,
+    ) -> Any:
+        """Make the mask of a step with a static cache; the library's own has one per layer type."""
+        return causal_mask(
+            config,
+            inputs_embeds,
+            attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
 
     def prepare_inputs_for_generation(
         self,

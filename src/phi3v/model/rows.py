@@ -59,13 +59,12 @@ def prepare_rows(
     position_ids = position_ids.expand(batch_size, -1)
     if document_lengths is None:
         document_lengths = _document_lengths(position_ids, attention_mask, packed=packed)
-    mask = create_causal_mask(
-        config=config,
-        inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask,
+    mask = causal_mask(
+        config,
+        inputs_embeds,
+        attention_mask,
         past_key_values=past_key_values,
         position_ids=position_ids,
-        and_mask_function=_window(config, past + length),
     )
     # Flash attention finds the documents of a packed row by their positions.
     options = {"position_ids": position_ids} if packed else {}
@@ -98,6 +97,34 @@ def prepare_segments(
         mask = flex_mask(segments, device, config.sliding_window)
         return Rows(mask, positions, lengths, {})
     return Rows(None, positions, lengths, {"segments": segments})
+
+
+def causal_mask(
+    config: Phi3VConfig,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    past_key_values: Cache | None,
+    position_ids: Tensor | None,
+) -> Any:
+    """Make the mask of padded, cached or packed rows in the form of the chosen kernel.
+
+    Args:
+        config: Configuration with the chosen kernel.
+        inputs_embeds: (B, T, any size); only shape, type and device count.
+        attention_mask: (B, U), 4-D as made before, or None.
+        past_key_values: Cache or None.
+        position_ids: (B, T) or None.
+    """
+    past = past_key_values.get_seq_length() if past_key_values is not None else 0
+    return create_causal_mask(
+        config=config,
+        inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        past_key_values=past_key_values,
+        position_ids=position_ids,
+        and_mask_function=_window(config, past + inputs_embeds.shape[1]),
+    )
 
 
 def _window(config: Phi3VConfig, total_length: int) -> Callable[..., Any] | None:

@@ -1,0 +1,72 @@
+"""What a document costs: floating-point operations by part, from sizes alone.
+
+A multiplication with its addition counts as two. Letters: S tokens of a document, D width of a layer.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from phi3v.model.configuration import Phi3VConfig
+
+
+@dataclass(frozen=True)
+class ForwardCost:
+    """Operations of one forward pass, by what they depend on.
+
+    Attributes:
+        per_token: Linear layers of the decoder, per token.
+        per_squared_token: Causal attention of the decoder, per squared token of a document.
+        per_label: The head, per supervised place.
+        per_image_token: The image projection, per image token.
+        per_crop: The layers of the tower that run, per crop with the global one.
+    """
+
+    per_token: float
+    per_squared_token: float
+    per_label: float
+    per_image_token: float
+    per_crop: float
+
+    def of_documents(self, lengths: np.ndarray, crops: np.ndarray | int = 0) -> np.ndarray:
+        """Return the operations of decoder and tower for documents of these lengths and crops."""
+        lengths = np.asarray(lengths, dtype=float)
+        return (
+            self.per_token * lengths
+            + self.per_squared_token * lengths**2
+            + self.per_crop * np.asarray(crops, dtype=float)
+        )
+
+
+def forward_cost(config: Phi3VConfig) -> ForwardCost:
+    """Count the operations of a forward pass.
+
+    Args:
+        config: Sizes of the model.
+
+    Returns:
+        Operations per token, squared token, label, image token and crop.
+    """
+    assert config.num_key_value_heads is not None
+    width, layers = config.hidden_size, config.num_hidden_layers
+    key_width = config.num_key_value_heads * config.head_dim
+    linear = layers * (
+        2 * width * width + 2 * width * key_width + 3 * width * config.intermediate_size
+    )
+    if not config.has_vision:
+        return ForwardCost(2.0 * linear, 2.0 * layers * width, 2.0 * width * config.vocab_size, 0, 0)
+    vision = config.vision
+    inner, places = vision.hidden_size, vision.patches_per_side**2 + 1
+    per_layer = (
+        2 * places * (4 * inner * inner + 2 * inner * vision.intermediate_size)
+        + 4 * places * places * inner
+    )
+    patches = 2 * (places - 1) * inner * 3 * vision.patch_size**2
+    return ForwardCost(
+        per_token=2.0 * linear,
+        # Each query meets half of the keys: products of scores and of values.
+        per_squared_token=2.0 * layers * width,
+        per_label=2.0 * width * config.vocab_size,
+        per_image_token=2.0 * (4 * inner * width + width * width),
+        per_crop=float(config.num_vision_layers_used * per_layer + patches),
+    )
