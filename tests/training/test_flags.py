@@ -68,7 +68,7 @@ OUR_FLAGS = {
     *("max_num_frames", "max_seq_length"),
     *("overwrite_output_dir", "vision_lr", "projector_lr", "logging_dir"),
     "early_stopping_patience",
-    "padding_free",
+    *("padding_free", "packing", "pack_tokens", "share_images", "max_branches"),
 }
 
 

@@ -84,6 +84,16 @@ class SupervisedDataset(Dataset[Example]):
         index = self._kept[position]
         return parse_record(self._raw[index], index, self.data_path)
 
+    def layout(self, position: int) -> Layout:
+        """Give ids and labels of an example without its pixels; only headers of media are read."""
+        return lay_out(
+            self.record(position),
+            self.processor,
+            self.image_folder,
+            self.max_seq_length,
+            max_num_frames=self.max_num_frames,
+        )
+
     def lengths(self) -> list[int]:
         """Count the tokens of every example exactly, from headers of media only.
 
@@ -92,7 +102,7 @@ class SupervisedDataset(Dataset[Example]):
         lengths = []
         for position in range(len(self)):
             try:
-                lengths.append(len(self._lay_out(position).input_ids))
+                lengths.append(len(self.layout(position).input_ids))
             except SampleTooLong as error:
                 lengths.append(error.length)
         return lengths
@@ -109,7 +119,7 @@ class SupervisedDataset(Dataset[Example]):
         kept, cut_turns = [], []
         for position, index in enumerate(self._kept):
             try:
-                cut_turns.append(self._lay_out(position).num_dropped_turns)
+                cut_turns.append(self.layout(position).num_dropped_turns)
                 kept.append(index)
             except SampleTooLong as error:
                 last_error = error
@@ -122,15 +132,6 @@ class SupervisedDataset(Dataset[Example]):
         )
         self._kept = kept
         return counts
-
-    def _lay_out(self, position: int) -> Layout:
-        return lay_out(
-            self.record(position),
-            self.processor,
-            self.image_folder,
-            self.max_seq_length,
-            max_num_frames=self.max_num_frames,
-        )
 
 
 def _check_records(raw: Sequence[Any], path: Path) -> None:

@@ -121,16 +121,23 @@ class PackedDataset(Dataset[list[list[Example]]]):
 
     Args:
         dataset: Gives single examples.
+        packs: The plan over units.
         groups: Positions in the data set that form each unit; None means every example is one.
-        packs: The plan over these units.
+        costs: (K,) cost of every pack; None means that all cost the same.
     """
 
     def __init__(
-        self, dataset: _Examples, packs: Packs, groups: Sequence[Sequence[int]] | None = None
+        self,
+        dataset: _Examples,
+        packs: Packs,
+        groups: Sequence[Sequence[int]] | None = None,
+        *,
+        costs: np.ndarray | None = None,
     ) -> None:
         self.dataset = dataset
         self.packs = packs
         self.groups = groups
+        self.costs = np.ones(len(packs)) if costs is None else costs
 
     def __len__(self) -> int:
         return len(self.packs)

@@ -1,7 +1,7 @@
 """Finding records that ask about the same pictures, so that the pictures are encoded once.
 
-Records are alike when they hold the same media in their first question, and the same text before and between
-them. What follows may differ.
+Records are alike when they hold the same media in their first question, and the same text before
+and between them. What follows may differ.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ class _Dataset(Protocol):
 
 
 def share_key(record: Record) -> tuple[object, ...] | None:
-    """Return what records must have in common to share their pictures; None if nothing can be shared.
+    """Return what records must have in common to share their pictures; None if there is nothing.
 
     The key is the text up to the last tag of the first question, with all media of the record.
     """
@@ -51,11 +51,12 @@ def share_groups(
         lengths: (U,) tokens of every example.
         image_token_id: Id of the places of pictures.
         max_branches: Most examples of a group.
-        rotary_switch: Examples on different sides of this length are never grouped: they need other rotary
-            factors.
+        rotary_switch: Examples on different sides of this length are never grouped: they need other
+            rotary factors.
 
     Returns:
-        Positions of each group, and int64 tokens of each group with its common beginning counted once.
+        Positions of each group, and int64 tokens of each group with its common beginning counted
+        once.
     """
     by_key: dict[object, list[int]] = defaultdict(list)
     groups: list[list[int]] = []

@@ -1,6 +1,7 @@
 """What a document costs: floating-point operations by part, from sizes alone.
 
-A multiplication with its addition counts as two. Letters: S tokens of a document, D width of a layer.
+A multiplication with its addition counts as two. Letters: S tokens of a document, D width of a
+layer.
 """
 
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ def forward_cost(config: Phi3VConfig) -> ForwardCost:
         2 * width * width + 2 * width * key_width + 3 * width * config.intermediate_size
     )
     if not config.has_vision:
-        return ForwardCost(2.0 * linear, 2.0 * layers * width, 2.0 * width * config.vocab_size, 0, 0)
+        head = 2.0 * width * config.vocab_size
+        return ForwardCost(2.0 * linear, 2.0 * layers * width, head, 0, 0)
     vision = config.vision
     inner, places = vision.hidden_size, vision.patches_per_side**2 + 1
     per_layer = (

@@ -162,6 +162,21 @@ class Phi3VTrainingArguments(TrainingArguments):
         default=True,
         metadata={"help": "Put the samples of a batch behind one another instead of padding them."},
     )
+    packing: bool = field(
+        default=False,
+        metadata={"help": "Fill rows with whole samples up to --pack_tokens; a batch is one row."},
+    )
+    pack_tokens: int = field(default=8192, metadata={"help": "With --packing: tokens of a row."})
+    share_images: bool = field(
+        default=False,
+        metadata={
+            "help": "With --packing: encode pictures once for all records that ask about them."
+        },
+    )
+    max_branches: int = field(
+        default=16,
+        metadata={"help": "With --share_images: most records that share their pictures."},
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Kept for the library; records have no columns."}
     )

@@ -84,6 +84,16 @@ def _check_library_settings(data: DataArguments, training: Phi3VTrainingArgument
     if training.eval_strategy != "no" and not data.eval_data_path:
         strategy = IntervalStrategy(training.eval_strategy).value
         raise ValueError(f"--eval_strategy {strategy} needs --eval_data_path")
+    if training.share_images and not training.packing:
+        raise ValueError("--share_images needs --packing True")
+    for flag, value in (
+        ("pack_tokens", training.pack_tokens),
+        ("max_branches", training.max_branches),
+    ):
+        if value < 1:
+            raise ValueError(f"--{flag} is {value}, expected at least 1")
+    if training.packing and training.train_sampling_strategy != "random":
+        raise ValueError("--packing contradicts --train_sampling_strategy: packs have their order")
     patience = training.early_stopping_patience
     if patience is not None and not training.load_best_model_at_end:
         raise ValueError("--early_stopping_patience needs --load_best_model_at_end True")

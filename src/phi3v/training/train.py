@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 from transformers import set_seed
 
 from phi3v.data.collator import Collator
@@ -22,6 +23,7 @@ from phi3v.model.loading import (
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.training.adapters import add_adapters
 from phi3v.training.arguments import ModelArguments, Phi3VTrainingArguments
+from phi3v.training.batching import pack_training_set
 from phi3v.training.checks import check_arguments
 from phi3v.training.flags import RunArguments, parse_arguments
 from phi3v.training.output import choose_checkpoint, clear_earlier_run, write_run_files
@@ -172,10 +174,15 @@ def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
     )
     use_one_gpu(training)
     os.environ["TENSORBOARD_LOGGING_DIR"] = training.logging_dir
-    load_config(model_args.model_id)
+    config = load_config(model_args.model_id)
     set_seed(training.seed)
     processor = load_processor(model_args.model_id, num_crops=data.num_crops)
+    train_set: Dataset
     train_set, eval_set = build_datasets(arguments, processor)
+    if training.packing:
+        if "per_device_train_batch_size" not in arguments.given:
+            training.per_device_train_batch_size = 1
+        train_set = pack_training_set(train_set, config, training)
     model = build_model(arguments)
     rows = table_of_parts(model, training, lora)
     trainer = Phi3VTrainer(

@@ -10,6 +10,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from phi3v.data.collator import Collator
+from phi3v.data.packing import BalancedSampler, PackedDataset
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.model.saving import save_checkpoint
 from phi3v.training.adapters import is_wrapped, save_adapter
@@ -70,6 +71,8 @@ class Phi3VTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         """Group by length without opening a picture: the library would load every example."""
         dataset: Any = train_dataset or self.train_dataset
+        if isinstance(dataset, PackedDataset):
+            return BalancedSampler(dataset.costs, self.args.world_size, self.args.seed)
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(dataset)
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
