@@ -105,3 +105,17 @@ def test_a_run_starts_from_the_weights_of_an_adapter(start: Callable[..., Run]) 
             *("--lora_weight_path", str(first.folder)),
             folder="third",
         )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--freeze_vision_tower", "--tune_img_projector", "False"],
+        ["--lora_rank", "8"],
+    ],
+    ids=["trained vision side without a place", "another rank"],
+)
+def test_adapter_that_does_not_fit_is_refused(start: Callable[..., Run], more: list[str]) -> None:
+    first = start("--lora_enable", folder="first")
+    with pytest.raises(ValueError, match="does not fit the flags"):
+        start("--lora_enable", "--lora_weight_path", str(first.folder), *more, folder="second")

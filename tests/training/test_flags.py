@@ -3,7 +3,6 @@
 import contextlib
 import io
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +14,9 @@ from phi3v.model import loading
 from phi3v.training import arguments as our_arguments
 from phi3v.training import train
 from phi3v.training.checks import check_arguments
-from phi3v.training.flags import RunArguments, as_yaml, parse_arguments, translate_old_flags
+from phi3v.training.flags import RunArguments, parse_arguments, translate_old_flags
 
-NEEDED = ["--model_id", "m", "--data_path", "d.json"]
+NEEDED = ["--model_id", "m", "--data_path", "d.json", "--use_cpu"]
 
 # The list of the seed's README, and the defaults that its code alone documents.
 SEED_DEFAULTS = {
@@ -171,56 +170,6 @@ def test_help_shows_our_flags_first() -> None:
     assert caught.value.code == 0
     places = [text.index(flag) for flag in ("--model_id", "--lora_rank", "--data_path", "--optim ")]
     assert places == sorted(places)
-
-
-def test_flag_wins_over_the_yaml_file(tmp_path: Path) -> None:
-    file = tmp_path / "run.yaml"
-    file.write_text(
-        "model_id: m\ndata_path: d.json\nlora_rank: 8\nlora_enable: true\nlearning_rate: 1e-4\n"
-        "lora_namespan_exclude: [lm_head, embed_tokens]\nreport_to: [tensorboard]\n"
-        "lr_scheduler_kwargs: {num_cycles: 2}\nimage_folder: null\nwarmup_ratio: 0.1\n"
-    )
-    arguments, messages = parse_arguments([str(file), "--lora_rank", "4"])
-    assert arguments.lora.lora_rank == 4
-    assert arguments.lora.lora_enable is True
-    assert arguments.training.learning_rate == 1e-4
-    assert arguments.lora.lora_namespan_exclude == "['lm_head', 'embed_tokens']"
-    assert arguments.training.lr_scheduler_kwargs == {"num_cycles": 2}
-    assert arguments.training.warmup_steps == 0.1
-    assert len(messages) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("- a\n", "must hold a mapping"), ("a: [", "not readable as YAML")],
-)
-def test_bad_yaml_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "run.yaml"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        parse_arguments([str(file)])
-
-
-def test_missing_yaml_file_is_named() -> None:
-    with pytest.raises(FileNotFoundError, match=r"no\.yaml"):
-        parse_arguments(["no.yaml"])
-
-
-def test_arguments_survive_the_way_through_yaml(tmp_path: Path) -> None:
-    words = [
-        *("--lora_enable", "--tune_img_projector", "False", "--num_lora_modules", "-1"),
-        *("--report_to", "none", "--dataloader_num_workers", "0", "--lora_preset", "mlp"),
-        *("--lr_scheduler_kwargs", '{"num_cycles": 2}', "--eval_strategy", "no"),
-        *("--lora_namespan_exclude", "['lm_head']", "--vision_lr", "2e-6"),
-    ]
-    before = read(*words, "--resume_from_checkpoint", "true")
-    file = tmp_path / "run.yaml"
-    file.write_text(as_yaml(before))
-    after = parse_arguments([str(file)])[0]
-    assert after[:3] == before[:3]
-    for name in ("report_to", "dataloader_num_workers", "lr_scheduler_kwargs", "vision_lr"):
-        assert value(after, name) == value(before, name)
-    assert after.training.resume_from_checkpoint is None
 
 
 def test_validation_data_is_evaluated_every_epoch_unless_told() -> None:

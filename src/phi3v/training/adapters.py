@@ -4,7 +4,13 @@ import ast
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.utils.save_and_load import load_peft_weights
 from torch import nn
 
@@ -135,14 +141,20 @@ def add_adapters(model: Phi3VForCausalLM, plan: Plan, lora: LoraArguments) -> Pe
 def _load_weights(model: Any, folder: Path) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"--lora_weight_path {folder} is no folder")
-    result: Any = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-    missing = [name for name in result.missing_keys if "lora_" in name]
-    if missing or result.unexpected_keys:
+    stored = load_peft_weights(str(folder), device="cpu")
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    missing = [name for name in own if "lora_" in name and name not in stored]
+    # Compared by name here: PEFT would write weights without a place into the base itself.
+    surplus = [name for name in stored if name not in own]
+    misfit = [name for name in stored if name in own and stored[name].shape != own[name].shape]
+    if missing or surplus or misfit:
         raise ValueError(
-            f"--lora_weight_path {folder} does not fit the flags of this run: "
-            f"{len(missing)} adapter weights are missing and {len(result.unexpected_keys)} have no "
-            "place; use the flags that the adapter was made with"
+            f"--lora_weight_path {folder} does not fit the flags of this run: of its weights "
+            f"{len(missing)} are missing, {len(surplus)} have no place and {len(misfit)} have "
+            f"another shape, first {[*missing, *surplus, *misfit][0]!r}; use the flags that the "
+            "adapter was made with"
         )
+    set_peft_model_state_dict(model, stored)
 
 
 def is_wrapped(model: Any) -> bool:

@@ -1,7 +1,9 @@
 """Contradictions and impossible values among the arguments, found before anything is loaded."""
 
+import torch
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import is_flash_attn_2_available
 
 from phi3v.training.arguments import (
     DataArguments,
@@ -54,9 +56,32 @@ def check_arguments(
         raise ValueError(
             "--disable_flash_attn2 contradicts --attn_implementation flash_attention_2"
         )
+    _check_stack(model, lora, training)
     _check_ranges(lora, data)
     _check_library_settings(data, training)
-    return _hints(model, training)
+    return _hints(model, lora, training)
+
+
+def _check_stack(
+    model: ModelArguments, lora: LoraArguments, training: Phi3VTrainingArguments
+) -> None:
+    """Refuse what the installed libraries cannot do together."""
+    if model.bits != 16 and lora.lora_init == "pissa":
+        raise ValueError(
+            f"--lora_init pissa contradicts --bits {model.bits}: PiSSA needs the exact weights"
+        )
+    if model.bits == 8 and lora.use_dora and not torch.accelerator.is_available():
+        raise ValueError("--use_dora with --bits 8 needs a GPU; --bits 4 works without")
+    flash = model.attn_implementation == "flash_attention_2"
+    if flash and not is_flash_attn_2_available():
+        raise ValueError(
+            "--attn_implementation flash_attention_2: flash-attn is not installed or finds no GPU; "
+            "install it, or leave the flag out to use SDPA"
+        )
+    if training.use_liger_kernel:
+        raise ValueError(
+            "--use_liger_kernel: the library has no such kernels for this model; leave it out"
+        )
 
 
 def _check_ranges(lora: LoraArguments, data: DataArguments) -> None:
@@ -110,8 +135,35 @@ def _check_library_settings(data: DataArguments, training: Phi3VTrainingArgument
             )
 
 
-def _hints(model: ModelArguments, training: Phi3VTrainingArguments) -> list[str]:
-    hints = []
+def _idle_flags(
+    model: ModelArguments, lora: LoraArguments, training: Phi3VTrainingArguments
+) -> list[str]:
+    """Name the flags that change nothing beside the others."""
+    tower_frozen = model.freeze_vision_tower and not lora.vision_lora
+    projector_frozen = not model.tune_img_projector and not lora.vision_lora
+    idle = {
+        "vision_lr": tower_frozen and training.vision_lr is not None,
+        "projector_lr": projector_frozen and training.projector_lr is not None,
+        "quant_type": model.bits != 4 and model.quant_type != "nf4",
+    }
+    reasons = {
+        "vision_lr": "--freeze_vision_tower True",
+        "projector_lr": "--tune_img_projector False",
+        "quant_type": f"--bits {model.bits}",
+    }
+    if not lora.lora_enable:
+        for name in ("lora_bias", "lora_init", "lora_preset", "num_lora_modules"):
+            idle[name] = getattr(lora, name) != getattr(LoraArguments(), name)
+            reasons[name] = "--lora_enable False"
+    return [
+        f"--{name} has no effect with {reasons[name]}" for name, is_idle in idle.items() if is_idle
+    ]
+
+
+def _hints(
+    model: ModelArguments, lora: LoraArguments, training: Phi3VTrainingArguments
+) -> list[str]:
+    hints = _idle_flags(model, lora, training)
     vision_lr = training.vision_lr
     limit = training.learning_rate / RECOMMENDED_VISION_LR_RATIO
     if vision_lr is not None and not model.freeze_vision_tower and vision_lr > limit:
