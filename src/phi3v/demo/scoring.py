@@ -1,0 +1,71 @@
+"""Scores by generated answers: the whole answer must match."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from phi3v.demo.digits import is_right
+from phi3v.demo.page import Score
+from phi3v.inference.answers import Conversation, answer_batch
+from phi3v.inference.settings import GenerationSettings
+from phi3v.model.loading import load_model, load_processor
+
+BATCH = 50
+
+Answers = dict[str, str]
+
+
+def answer_all(folder: Path, records: Sequence[Mapping[str, Any]], image_folder: Path) -> Answers:
+    """Let a model answer the question of every record.
+
+    Args:
+        folder: Checkpoint or adapter folder.
+        records: LLaVA records of one question about one picture.
+        image_folder: Folder of the pictures.
+
+    Returns:
+        The generated answer by record id.
+    """
+    model, processor = load_model(folder, dtype=torch.float32), load_processor(folder)
+    answers: Answers = {}
+    for start in range(0, len(records), BATCH):
+        batch = records[start : start + BATCH]
+        conversations = [
+            Conversation(
+                [
+                    {
+                        "role": "user",
+                        "content": question_of(record).replace("<image>", "<|image_1|>"),
+                    }
+                ],
+                [Image.open(image_folder / record["image"])],
+            )
+            for record in batch
+        ]
+        settings = GenerationSettings(max_new_tokens=6)
+        found = answer_batch(model, processor, conversations, settings)
+        answers |= {record["id"]: answer for record, answer in zip(batch, found, strict=True)}
+    return answers
+
+
+def score(records: Sequence[Mapping[str, Any]], answers: Answers) -> dict[str, Score]:
+    """Count the right answers of each kind of question; the whole answer must match."""
+    names = {"digit": "which digit", "parity": "even or odd", "size": "greater than 4"}
+    right: dict[str, list[bool]] = {}
+    for record in records:
+        kind = names[record["id"].rsplit("_", 1)[-1]]
+        right.setdefault(kind, []).append(is_right(answers[record["id"]], expected_of(record)))
+    return {kind: Score(sum(values), len(values)) for kind, values in right.items()}
+
+
+def question_of(record: Mapping[str, Any]) -> str:
+    """Return the question of a record, with its image tag."""
+    return record["conversations"][0]["value"]
+
+
+def expected_of(record: Mapping[str, Any]) -> str:
+    """Return the right answer of a record."""
+    return record["conversations"][1]["value"]
