@@ -205,9 +205,10 @@ def _settle_processes(words: list[str]) -> tuple[list[str], list[str]]:
     given = _values(words)
     messages: list[str] = []
     on_cpu = not torch.accelerator.is_available()
-    if on_cpu and world_size() > 1 and "use_cpu" not in given:
+    if on_cpu and "use_cpu" not in given:
+        # The library would take several processes for one, and refuse bfloat16.
         words = [*words, "--use_cpu", "True"]
-        messages.append(f"no GPU found: the {world_size()} processes train on the CPU")
+        messages.append(f"no GPU found: training on the CPU, processes: {world_size()}")
     if not (config := (given.get("deepspeed") or [""])[0]):
         return words, messages
     settled, more = settle_config(config)
