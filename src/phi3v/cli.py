@@ -6,8 +6,10 @@ status.
 """
 
 import difflib
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from typing import NamedTuple
@@ -84,7 +86,18 @@ def main(argv: list[str] | None = None) -> int:
     return _run(name, arguments, debug)
 
 
+def quiet_libraries() -> None:
+    """Drop messages of libraries that are about themselves and ask nothing of the user."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # DeepSpeed sets the level of its logger when it is imported; a filter stays.
+    logging.getLogger("DeepSpeed").addFilter(
+        lambda message: "Setting accelerator to CPU" not in message.getMessage()
+    )
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+
 def _run(name: str, arguments: list[str], debug: bool) -> int:
+    quiet_libraries()
     try:
         command: Callable[[list[str]], int] = import_module(COMMANDS[name].module).main
         return command(arguments)

@@ -234,3 +234,20 @@ def test_verify_notices_a_wrong_weight(base_folder: Path, tmp_path: Path) -> Non
     save_checkpoint(model, None, target)
     with pytest.raises(ValueError, match="do not use it"):
         verify(tmp_path / "adapter", target)
+
+
+def test_base_of_the_hub_is_taken_from_the_cache(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_adapter(base_folder, tmp_path / "adapter")
+    monkeypatch.setattr(
+        "phi3v.training.merge.snapshot_download", lambda name, **options: str(base_folder)
+    )
+    merge(tmp_path / "adapter", tmp_path / "merged", base="owner/model")
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_base_that_cannot_be_had_is_named(base_folder: Path, tmp_path: Path) -> None:
+    write_adapter(base_folder, tmp_path / "adapter")
+    with pytest.raises(FileNotFoundError, match="owner/model is not here .*--model-base"):
+        merge(tmp_path / "adapter", tmp_path / "merged", base="owner/model")

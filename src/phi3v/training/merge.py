@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 
 from phi3v.model.files import check_weight_files
@@ -54,12 +56,7 @@ def merge(
         if (adapter_folder / "config.json").is_file():
             raise ValueError(f"{adapter_folder} is a whole model: there is nothing to merge")
         raise FileNotFoundError(f"{adapter_folder} holds no adapter (no adapter_config.json)")
-    base_folder = Path(base or base_of_adapter(adapter_folder))
-    if not base_folder.is_dir():
-        raise FileNotFoundError(
-            f"base model {base_folder} of {adapter_folder} is no local folder; name it by "
-            "--model-base"
-        )
+    base_folder = _base_folder(str(base or base_of_adapter(adapter_folder)))
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists; name a new folder or add --overwrite")
     load_config(base_folder)
@@ -81,6 +78,21 @@ def merge(
         shutil.rmtree(target)
     partial.rename(target)
     return target
+
+
+def _base_folder(name: str) -> Path:
+    """Find the folder of a base; that of a hub id lies in the cache since the training."""
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+            return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.py"]))
+        reason = "no such folder"
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = str(error).splitlines()[0]
+    raise FileNotFoundError(
+        f"base model {name} is not here ({reason}); name its folder by --model-base"
+    )
 
 
 def _merge_streaming(adapter: Adapter, base_folder: Path, target: Path) -> None:
