@@ -150,14 +150,17 @@ def test_code_files_are_carried_and_never_run(folder: Path, tmp_path: Path) -> N
     assert auto_map["AutoConfig"].startswith("microsoft/Phi-3.5-vision-instruct--")
 
 
-def test_answers_end_at_end_and_at_end_of_text(tiny_folder: Path, tmp_path: Path) -> None:
-    edit_free = load_model(tiny_folder)
-    tokenizer = load_processor(tiny_folder).tokenizer
-    stops = tokenizer.convert_tokens_to_ids(["<|end|>", "<|endoftext|>"])
-    assert edit_free.generation_config.eos_token_id == stops
-    edit_free.save_pretrained(tmp_path)
-    stored = json.loads((tmp_path / "generation_config.json").read_text())
-    assert stored["eos_token_id"] == stops
+@pytest.mark.parametrize("checkpoint", ["p3", "p35"])
+@pytest.mark.parametrize("auto", [False, True])
+def test_answers_of_a_published_folder_end_at_end_and_at_end_of_text(
+    golden: Path, checkpoint: str, auto: bool
+) -> None:
+    # One folder has no generation_config.json, that of the other names a token never written.
+    load = AutoModelForCausalLM.from_pretrained if auto else load_model
+    settings = load(golden / "checkpoints" / checkpoint).generation_config
+    assert settings.eos_token_id == [32007, 32000]
+    assert settings.pad_token_id == 32000
+    assert settings.suppress_tokens == [32044]
 
 
 def test_the_caller_chooses_attention_not_the_file(folder: Path) -> None:

@@ -53,12 +53,11 @@ PARTS = (
     "vision_embed_tokens",
     "vision_embed_tokens.img_processor",
     "vision_embed_tokens.img_projection",
-    "layers",
 )
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("part", PARTS[:3])
+@pytest.mark.parametrize("part", PARTS)
 def test_float32_part_trains_beside_a_bfloat16_model(
     make_model: Make, batch: dict[str, Any], part: str, autocast: bool
 ) -> None:

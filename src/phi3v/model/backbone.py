@@ -30,9 +30,13 @@ class Phi3VPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Phi3VDecoderLayer", "CLIPEncoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
-    # The original's second name of the token table; absent from the published files, present in
-    # pickled ones.
-    _keys_to_ignore_on_load_unexpected = [r"vision_embed_tokens\.wte\.weight"]
+    # The original's second name of the token table, and buffers of older releases: absent from the
+    # published files, present in pickled ones.
+    _keys_to_ignore_on_load_unexpected = [
+        r"vision_embed_tokens\.wte\.weight",
+        r"rotary_emb\.inv_freq",
+        r"embeddings\.position_ids",
+    ]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True

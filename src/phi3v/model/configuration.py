@@ -3,12 +3,16 @@
 The run's own choices (attention kernel, dtype of activations) are never part of it.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig
 
+from phi3v.model.sizes import VisionSize, check_whole_numbers
+
 PUBLISHED_REPOSITORY = "microsoft/Phi-3.5-vision-instruct"
+PHI3_REPOSITORY = "microsoft/Phi-3-vision-128k-instruct"
+# The one field that tells the two published models apart.
+_PHI3_SLIDING_WINDOW = 131072
 PUBLISHED_IMAGE_TOKEN_ID = 32044
 CLIP_LARGE_336 = "openai/clip-vit-large-patch14-336"
 
@@ -19,6 +23,16 @@ _OFFSET_OF_END_OF_TEXT = 44
 
 _ROPE_TYPES = ("su", "yarn", "longrope")
 _ROPE_KEYS = {"type", "short_factor", "long_factor"}
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "original_max_position_embeddings",
+)
 _FIELDS_OF_THE_RUN = (
     "return_dict",
     "output_hidden_states",
@@ -31,28 +45,9 @@ _FIELDS_OF_THE_RUN = (
 )
 
 
-@dataclass(frozen=True)
-class VisionSize:
-    """Shape of the CLIP tower; the defaults are ViT-L/14 at 336 pixels, as published."""
-
-    hidden_size: int = 1024
-    intermediate_size: int = 4096
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
-    image_size: int = 336
-    patch_size: int = 14
-    layer_norm_eps: float = 1e-5
-    attention_dropout: float = 0.0
-
-    @property
-    def patches_per_side(self) -> int:
-        """Number of patches along one side of a crop; 24 for 336 / 14."""
-        return self.image_size // self.patch_size
-
-    @property
-    def tokens_per_side(self) -> int:
-        """Image tokens along one side of a crop, after the 2x2 merge; 12 when published."""
-        return self.patches_per_side // 2
+def published_repository(sliding_window: int | None) -> str:
+    """Name the repository of the published model that has this window, by default Phi-3.5's."""
+    return PHI3_REPOSITORY if sliding_window == _PHI3_SLIDING_WINDOW else PUBLISHED_REPOSITORY
 
 
 class Phi3VConfig(PreTrainedConfig):
@@ -112,12 +107,14 @@ class Phi3VConfig(PreTrainedConfig):
         self._check_vision()
 
     def _check_sizes(self) -> None:
+        check_whole_numbers(self, _SIZES, where="config")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"config: hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                 f"{self.num_attention_heads}"
             )
-        if self.num_attention_heads % (self.num_key_value_heads or 1):
+        assert self.num_key_value_heads is not None
+        if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"config: num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
@@ -156,7 +153,12 @@ class Phi3VConfig(PreTrainedConfig):
                     f"config: embd_layer {key} must be {expected!r} as in the published models, "
                     f"found {layer[key]!r}"
                 )
-        if (self.img_processor or {}).get("type_feature", "patch") != "patch":
+        described = self.img_processor or {}
+        if not isinstance(described, dict) or not isinstance(
+            described.get("clip_config", {}), dict
+        ):
+            raise ValueError("config: img_processor and its clip_config must be JSON objects")
+        if described.get("type_feature", "patch") != "patch":
             raise ValueError("config: img_processor type_feature must be 'patch'")
         vision = self.vision
         if vision.image_size % vision.patch_size or vision.patches_per_side % 2:
@@ -231,9 +233,10 @@ class Phi3VConfig(PreTrainedConfig):
         if fields.get("image_token_id") == PUBLISHED_IMAGE_TOKEN_ID:
             del fields["image_token_id"]
         if not fields.get("auto_map"):
+            code = published_repository(self.sliding_window)
             fields["auto_map"] = {
-                "AutoConfig": f"{PUBLISHED_REPOSITORY}--configuration_phi3_v.Phi3VConfig",
-                "AutoModelForCausalLM": f"{PUBLISHED_REPOSITORY}--modeling_phi3_v.Phi3VForCausalLM",
+                "AutoConfig": f"{code}--configuration_phi3_v.Phi3VConfig",
+                "AutoModelForCausalLM": f"{code}--modeling_phi3_v.Phi3VForCausalLM",
             }
         return {key: value for key, value in fields.items() if value is not None}
 

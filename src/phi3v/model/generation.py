@@ -63,7 +63,7 @@ def select_images(
 
 
 class Phi3VGenerationMixin:
-    """Overrides of ``GenerationMixin``; stands before it in the bases."""
+    """Overrides of ``PreTrainedModel`` and ``GenerationMixin``; stands before them in the bases."""
 
     config: Phi3VConfig
 

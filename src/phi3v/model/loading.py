@@ -3,6 +3,7 @@
 A folder holds a whole model or an adapter; which one is seen by looking inside, never by its name.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,12 +11,20 @@ import torch
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_flash_attn_2_available
 
-from phi3v.model.configuration import PUBLISHED_REPOSITORY, Phi3VConfig
-from phi3v.model.files import check_weight_files, read_json, read_seed_weights
+from phi3v.model.configuration import Phi3VConfig
+from phi3v.model.files import (
+    ADAPTER_CONFIG,
+    check_adapter_files,
+    check_exists,
+    check_loaded_weights,
+    check_processor_files,
+    check_weight_files,
+    read_json,
+    read_seed_weights,
+)
 from phi3v.model.modeling import Phi3VForCausalLM
 from phi3v.model.processing import Phi3VProcessor
 
-ADAPTER_CONFIG = "adapter_config.json"
 # What the seed project's adapter folders keep their fully trained parts in.
 SEED_WEIGHTS = "non_lora_state_dict.bin"
 # Named in full: the quantiser matches a pattern at the start or the end of a module's name only.
@@ -84,7 +93,7 @@ def load_config(path: str | Path) -> Phi3VConfig:
         FileNotFoundError: There is no such folder, or it has no config.json.
         ValueError: The config is unreadable or that of another model.
     """
-    _check_exists(path)
+    check_exists(path)
     file = Path(path) / "config.json"
     if Path(path).is_dir():
         if not file.is_file():
@@ -129,15 +138,12 @@ def load_model(
         ValueError: The folder is damaged, incomplete, or holds another model; or it is no adapter
             folder and ``base`` is given.
     """
-    _check_exists(path)
+    check_exists(path)
     if is_adapter_folder(path):
-        model = load_model(
-            base or base_of_adapter(path),
-            dtype,
-            attn_implementation,
-            device,
-            quantization=quantization,
-        )
+        base = base or base_of_adapter(path)
+        _check_base(Path(path), base)
+        check_adapter_files(Path(path))
+        model = load_model(base, dtype, attn_implementation, device, quantization=quantization)
         return _open_adapter(model, Path(path)).eval()
     _check_no_base(path, base)
     config = load_config(path)
@@ -155,13 +161,11 @@ def load_model(
         device_map=device,
         quantization_config=quantization,
         output_loading_info=True,
+        # Told below, by name; the library only points at its log.
+        ignore_mismatched_sizes=True,
     )
     model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"{path} lacks {len(missing)} of the model's weights, first {missing[0]!r}; the "
-            "checkpoint is incomplete: copy or save it again"
-        )
+    check_loaded_weights(path, report)
     return model.eval()
 
 
@@ -180,11 +184,12 @@ def load_processor(
         ValueError: ``num_crops`` is out of range, a file is damaged, or ``base`` is given with
             something else than an adapter folder.
     """
-    _check_exists(path)
+    check_exists(path)
     if not is_adapter_folder(path):
         _check_no_base(path, base)
     elif not (Path(path) / "preprocessor_config.json").is_file():
         return load_processor(base or base_of_adapter(path), num_crops)
+    check_processor_files(Path(path))
     kwargs = {} if num_crops is None else {"num_crops": num_crops}
     return Phi3VProcessor.from_pretrained(path, **kwargs)
 
@@ -192,7 +197,17 @@ def load_processor(
 def _open_adapter(model: Phi3VForCausalLM, folder: Path) -> Any:
     from peft import PeftModel
 
-    wrapped = PeftModel.from_pretrained(model, str(folder))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            wrapped = PeftModel.from_pretrained(model, str(folder))
+    except (RuntimeError, KeyError, ValueError, UserWarning) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"the adapter in {folder} cannot be put on its base model: {error}; is the base "
+            "right, and were all files copied?"
+        ) from error
     if (folder / SEED_WEIGHTS).is_file():
         weights = read_seed_weights(folder / SEED_WEIGHTS)
         result = wrapped.load_state_dict(weights, strict=False)
@@ -204,14 +219,17 @@ def _open_adapter(model: Phi3VForCausalLM, folder: Path) -> Any:
     return wrapped
 
 
-def _check_exists(path: str | Path) -> None:
-    if Path(path).is_dir():
-        return
-    looks_like_hub_id = str(path).count("/") == 1 and not str(path).startswith((".", "/", "~"))
-    if Path(path).exists() or not looks_like_hub_id:
+def _check_base(folder: Path, base: str | Path) -> None:
+    try:
+        check_exists(base)
+    except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"no checkpoint folder at {path}; expected a folder with config.json or "
-            f"{ADAPTER_CONFIG}, or a hub id such as {PUBLISHED_REPOSITORY}"
+            f"no checkpoint folder at {base}, the base model of the adapter {folder}; name "
+            f"another base, or write its path into {ADAPTER_CONFIG}"
+        ) from error
+    if is_adapter_folder(base):
+        raise ValueError(
+            f"{base}, the base model of the adapter {folder}, is an adapter itself; merge it first"
         )
 
 

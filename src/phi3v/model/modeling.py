@@ -17,9 +17,9 @@ from phi3v.model.generation import Phi3VGenerationMixin
 from phi3v.model.loss import supervised_loss
 
 
-# The mixin's overrides name the keywords that they use.
+# The mixin's overrides name the keywords that they use. It comes first: it overrides loading too.
 class Phi3VForCausalLM(  # type: ignore[misc]
-    Phi3VPreTrainedModel, Phi3VGenerationMixin, GenerationMixin
+    Phi3VGenerationMixin, Phi3VPreTrainedModel, GenerationMixin
 ):
     """Phi-3-vision with its language-model head; one class for both published models."""
 

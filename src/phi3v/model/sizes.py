@@ -1,0 +1,58 @@
+"""Sizes in a config: that of the vision tower, and the check of all of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_WHOLE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+)
+
+
+def check_whole_numbers(owner: object, names: Iterable[str], *, where: str) -> None:
+    """Check that fields hold positive whole numbers.
+
+    Raises:
+        ValueError: One does not.
+    """
+    for name in names:
+        value = getattr(owner, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{where}: {name} must be a positive whole number, found {value!r}")
+
+
+@dataclass(frozen=True)
+class VisionSize:
+    """Shape of the CLIP tower; the defaults are ViT-L/14 at 336 pixels, as published."""
+
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    image_size: int = 336
+    patch_size: int = 14
+    layer_norm_eps: float = 1e-5
+    attention_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no tower can have."""
+        check_whole_numbers(self, _WHOLE, where="config: clip_config")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"config: clip_config hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+
+    @property
+    def patches_per_side(self) -> int:
+        """Number of patches along one side of a crop; 24 for 336 / 14."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens_per_side(self) -> int:
+        """Image tokens along one side of a crop, after the 2x2 merge; 12 when published."""
+        return self.patches_per_side // 2
