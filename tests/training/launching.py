@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,21 @@ DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
+def drop_stale_locks() -> None:
+    """Remove locks that killed processes left in the cache of compiled operators.
+
+    DeepSpeed's loader waits for them for ever. No operator of ours takes ten minutes to compile.
+    """
+    default = Path.home() / ".cache" / "torch_extensions"
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", default))
+    for lock in root.rglob("lock"):
+        if time.time() - lock.stat().st_mtime > 600:
+            lock.unlink(missing_ok=True)
+
+
 def environment(**more: str) -> dict[str, str]:
     """The environment of a fresh shell with the checkout on its path."""
+    drop_stale_locks()
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     # The deepspeed launcher looks for its tools beside the interpreter.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

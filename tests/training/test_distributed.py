@@ -11,7 +11,7 @@ from tests.training.launching import ROOT, TORCHRUN, run_jobs, write_mixed_data
 
 from phi3v import load_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 LORA = ["--lora_enable", "True"]
 FROZEN_TOWER = ["--freeze_vision_tower", "True"]
@@ -128,9 +128,9 @@ def work(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Work:
         double.append(work.job(unbroken, mode, 2, *shuffled, *saving))
         start = ["--resume_from_checkpoint", str(work.folder / unbroken / "checkpoint-3")]
         double.append(work.job(f"resumed_{way}_{mode}", mode, 2, *shuffled, *start))
-    work.results = run_jobs(single, work.folder, [TORCHRUN[0]], seconds=240)
+    work.results = run_jobs(single, work.folder, [TORCHRUN[0]], seconds=480)
     two = [*TORCHRUN, "--standalone", "--nproc-per-node", "2"]
-    work.results |= run_jobs(double, work.folder, two, seconds=540)
+    work.results |= run_jobs(double, work.folder, two, seconds=1200)
     return work
 
 
