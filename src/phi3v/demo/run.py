@@ -7,28 +7,26 @@ fine-tuned by the code of ``phi3v train``, scored after, merged, asked.
 import argparse
 import json
 import logging
-import platform
-import resource
+import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
 
-from phi3v import __version__
-from phi3v.demo.digits import DIGIT, QUESTIONS, DemoData, is_right, write_dataset
-from phi3v.demo.page import Sample, Score, terminal_table, write_page
-from phi3v.demo.scoring import Answers, answer_all, expected_of, question_of, score
+from phi3v.demo.digits import DIGIT, DemoData, write_dataset
+from phi3v.demo.page import Score, terminal_table, write_page
+from phi3v.demo.report import cpu_seconds, facts, gallery, loss_curve
+from phi3v.demo.scoring import answer_all, expected_of, score
 from phi3v.training import train
 from phi3v.training.flags import parse_arguments
 from phi3v.training.merge import merge
 
 MARK = ".phi3v-demo"
+NUM_TRAIN, NUM_EVAL = 4500, 500
 # What is learned in the run; everything else is a default of ``phi3v train``.
 RECIPE = {
     "lora_enable": "True",
@@ -59,6 +57,8 @@ def train_flags(folder: Path, data: DemoData, seed: int) -> list[str]:
         "data_path": str(data.train_json),
         "image_folder": str(data.image_folder),
         "output_dir": str(folder / "adapter"),
+        # So that the printed command can be given again.
+        "overwrite_output_dir": "True",
         "seed": str(seed),
     }
     return [word for name, value in (fields | RECIPE).items() for word in (f"--{name}", value)]
@@ -127,7 +127,7 @@ def run(folder: Path, *, seed: int, num_train: int, num_eval: int) -> dict[str, 
     before = answer_all(folder / "base", records, data.image_folder)
     watch.end("scoring before")
     flags = train_flags(folder, data, seed)
-    watch.begin("3. Fine-tuning: phi3v train " + " ".join(flags))
+    watch.begin("3. Fine-tuning: phi3v train " + shlex.join(flags))
     trainer = train.run(parse_arguments(flags)[0])
     watch.end("fine-tuning")
     watch.begin("4. Asking the fine-tuned model")
@@ -143,73 +143,38 @@ def run(folder: Path, *, seed: int, num_train: int, num_eval: int) -> dict[str, 
     write_page(
         folder / "report.html",
         title="phi3v demo: handwritten digits",
-        rows=_gallery(records, before, after, data.image_folder),
+        rows=gallery(records, before, after, data.image_folder),
         scores_before=scores[0],
         scores_after=scores[1],
         seconds=watch.seconds,
-        loss_curve=[
-            (int(line["step"]), line["loss"])
-            for line in trainer.state.log_history
-            if "loss" in line
-        ],
-        facts=_facts(flags, seed, folder),
+        loss_curve=loss_curve(trainer.state.log_history),
+        facts=facts(flags, seed, folder / "adapter"),
     )
     print("\n" + terminal_table(*scores, watch.seconds))
+    print(f"\nCPU time      {cpu_seconds():.0f} s of the whole process")
     _print_next(folder, data.image_folder / first["image"])
     return scores[1]
 
 
-def _gallery(
-    records: Sequence[Mapping[str, Any]], before: Answers, after: Answers, image_folder: Path
-) -> list[Sample]:
-    """Take the first wrong answers, up to six, and the first records of each question."""
-    wrong = [r for r in records if not is_right(after[r["id"]], expected_of(r))][:6]
-    kinds = [r for kind in ("digit", "parity", "size") for r in _of_kind(records, kind)[:6]]
-    chosen = {record["id"]: record for record in [*kinds, *wrong]}
-    return [
-        Sample(
-            image_path=image_folder / record["image"],
-            question=question_of(record).replace("<image>\n", ""),
-            expected=expected_of(record),
-            before=before[name],
-            after=after[name],
-        )
-        for name, record in chosen.items()
-    ]
-
-
-def _of_kind(records: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
-    return [record for record in records if record["id"].endswith(f"_{kind}")]
-
-
-def _facts(flags: list[str], seed: int, folder: Path) -> dict[str, str]:
-    parts = json.loads((folder / "adapter" / "parts.json").read_text(encoding="utf-8"))
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu_seconds = sum(one.ru_utime + one.ru_stime for one in usage)
-    return {
-        "Trained": "; ".join(
-            f"{row['part']}: {row['method']}, {row['trainable']:,} of {row['total']:,}"
-            for row in parts
-        ),
-        "Questions": ", ".join(question.wordings[0] for question in QUESTIONS),
-        "Answers": "generated; right only when the whole answer matches",
-        "Samples shown": "the first six held-out pictures of each question, and the first six "
-        "wrong answers",
-        "Seed": str(seed),
-        "CPU seconds so far": f"{cpu_seconds:.0f}",
-        "Versions": f"phi3v {__version__}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, Python {platform.python_version()}",
-        "Train command": "phi3v train " + " ".join(flags),
-    }
-
-
 def _print_next(folder: Path, picture: Path) -> None:
-    print(f"\nreport        {folder / 'report.html'}")
-    print(f"merged model  {folder / 'merged'}")
-    print(
-        f"next          phi3v generate --model-path {folder / 'merged'} --image-file {picture} "
-        f"--prompt {DIGIT.wordings[0]!r}"
-    )
+    merged = folder / "merged"
+    words = ["--model-path", str(merged), "--image-file", str(picture)]
+    ask = shlex.join([*words, "--prompt", DIGIT.wordings[0]])
+    print(f"report        {folder / 'report.html'}")
+    print(f"merged model  {merged}")
+    print(f"next          phi3v generate {ask}")
+    print(f"              phi3v generate {shlex.join(words)}   (a chat about the picture)")
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    """Make a check of a flag, so that a bad value is refused before an earlier demo is replaced."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} to {most}")
+        return int(text)
+
+    return read
 
 
 def main(argv: list[str]) -> int:
@@ -220,11 +185,26 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="seed of data and training")
-    parser.add_argument("--num_train", type=int, default=4500, help="training pictures, to 4500")
-    parser.add_argument("--num_eval", type=int, default=500, help="held-out pictures, to 500")
+    parser.add_argument(
+        "--seed", type=_number(0, 2**32 - 1), default=0, help="seed of data and training"
+    )
+    parser.add_argument(
+        "--num_train",
+        type=_number(1, NUM_TRAIN),
+        default=NUM_TRAIN,
+        help=f"training pictures, to {NUM_TRAIN}",
+    )
+    parser.add_argument(
+        "--num_eval",
+        type=_number(1, NUM_EVAL),
+        default=NUM_EVAL,
+        help=f"held-out pictures, to {NUM_EVAL}",
+    )
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    # The matrices are too small to share. More threads would wait for each other, and a wait is CPU
+    # time: the worse the busier the machine is.
+    torch.set_num_threads(1)
     run(
         arguments.output,
         seed=arguments.seed,

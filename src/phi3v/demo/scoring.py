@@ -1,11 +1,13 @@
 """Scores by generated answers: the whole answer must match."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from transformers.utils import logging
 
 from phi3v.demo.digits import is_right
 from phi3v.demo.page import Score
@@ -29,7 +31,8 @@ def answer_all(folder: Path, records: Sequence[Mapping[str, Any]], image_folder:
     Returns:
         The generated answer by record id.
     """
-    model, processor = load_model(folder, dtype=torch.float32), load_processor(folder)
+    with _no_progress_bar():
+        model, processor = load_model(folder, dtype=torch.float32), load_processor(folder)
     answers: Answers = {}
     for start in range(0, len(records), BATCH):
         batch = records[start : start + BATCH]
@@ -49,6 +52,18 @@ def answer_all(folder: Path, records: Sequence[Mapping[str, Any]], image_folder:
         found = answer_batch(model, processor, conversations, settings)
         answers |= {record["id"]: answer for record, answer in zip(batch, found, strict=True)}
     return answers
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Hide the library's bar for the moment that a tiny model takes to load."""
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
 
 
 def score(records: Sequence[Mapping[str, Any]], answers: Answers) -> dict[str, Score]:
