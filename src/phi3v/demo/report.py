@@ -82,7 +82,7 @@ def facts(flags: Sequence[str], seed: int, adapter_folder: Path) -> dict[str, st
             f"{row['part']}: {row['method']}, {row['trainable']:,} of {row['total']:,}"
             for row in parts
         ),
-        "Questions": ", ".join(question.wordings[0] for question in QUESTIONS),
+        "Questions": " ".join(question.wordings[0] for question in QUESTIONS),
         "Answers": "generated; right only when the whole answer matches",
         "Samples shown": f"the first {NUM_SHOWN} held-out pictures of each question, and the first "
         f"{NUM_SHOWN} wrong answers",
@@ -90,5 +90,6 @@ def facts(flags: Sequence[str], seed: int, adapter_folder: Path) -> dict[str, st
         "CPU seconds so far": f"{cpu_seconds():.0f}, on {torch.get_num_threads()} thread(s)",
         "Versions": f"phi3v {__version__}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, Python {platform.python_version()}",
-        "Train command": "phi3v train " + shlex.join(flags),
+        # The demo computes on one thread, which decides how sums are rounded.
+        "Train command": "OMP_NUM_THREADS=1 phi3v train " + shlex.join(flags),
     }
