@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.training.launching import environment, launch, write_mixed_data
+from tests.training.launching import (
+    compile_deepspeed_op,
+    environment,
+    launch,
+    write_mixed_data,
+)
 
 from phi3v import load_model
 from phi3v.model.tiny import write_tiny_checkpoint
@@ -183,8 +188,9 @@ def test_recipe_trains_a_tiny_checkpoint_from_any_folder(name: str, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1500)
 def test_lora_recipe_trains_on_two_processes_and_is_merged(tmp_path: Path) -> None:
+    compile_deepspeed_op()
     settings = {"LAUNCHER": "deepspeed", "NUM_PROCESSES": "2"}
     start("finetune_lora", tmp_path, tiny_run(tmp_path), **settings)
     merging = ["--model-path", "out", "--save-model-path", "merged", "--verify"]

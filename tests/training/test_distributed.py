@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.launching import ROOT, TORCHRUN, run_jobs, write_mixed_data
+from tests.training.launching import (
+    ROOT,
+    TORCHRUN,
+    compile_deepspeed_op,
+    run_jobs,
+    write_mixed_data,
+)
 
 from phi3v import load_model
 
@@ -106,6 +112,7 @@ class Work:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Work:
+    compile_deepspeed_op()
     work = Work(tmp_path_factory.mktemp("distributed"), base_folder)
     configs = write_configs(work.folder)
 

@@ -11,11 +11,12 @@ from tests.training.launching import (
     DEEPSPEED,
     ROOT,
     TORCHRUN,
+    compile_deepspeed_op,
     launch,
     write_mixed_data,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 TWO = ["--standalone", "--nproc-per-node", "2"]
 
@@ -44,6 +45,7 @@ def check_finished(folder: Path, output: str) -> None:
 def test_deepspeed_launcher_shards_by_the_documented_default(
     words: list[str], tmp_path: Path
 ) -> None:
+    compile_deepspeed_op()
     out = tmp_path / "out"
     command = [*DEEPSPEED, "--num_gpus", "2", "--module", "phi3v.training.train"]
     saving = ["--save_strategy", "steps", "--save_steps", "1", "--output_dir", str(out)]
