@@ -41,6 +41,7 @@ class Phi3VTrainer(Trainer):
         self.base_folder = base_folder
         self.lora = lora
         self.tokens = TokenCounter()
+        self._result_dtype: torch.dtype | None = None
         self.add_callback(GradientCheck())
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
@@ -141,6 +142,7 @@ class Phi3VTrainer(Trainer):
             for parameter in model.parameters():
                 if not hasattr(parameter, "ds_id"):
                     parameter.data = parameter.data.to(dtype)
+            self._result_dtype = dtype
         self.save_model()
         self.save_state()
 
@@ -164,6 +166,9 @@ class Phi3VTrainer(Trainer):
             save_adapter(model, folder, state_dict=state_dict)
             self.processor.save_pretrained(folder)
         else:
+            if state_dict is not None and self._result_dtype is not None:
+                # FSDP gathers from what it keeps itself, not from the parameters cast above.
+                state_dict = {name: v.to(self._result_dtype) for name, v in state_dict.items()}
             save_checkpoint(
                 model,
                 self.processor,
