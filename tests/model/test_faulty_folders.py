@@ -1,15 +1,18 @@
 """Adapter folders and files that do not belong together; each fault is named."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from phi3v import load_model, load_processor
+from phi3v.model.tiny import write_tiny_checkpoint
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -100,3 +103,46 @@ def test_damaged_processor_file_is_named(folder: Path, name: str) -> None:
     (folder / name).write_text("{broken")
     with pytest.raises(ValueError, match=f"{name} cannot be read as JSON"):
         load_processor(folder)
+
+
+def test_pickled_weights_are_read_and_their_faults_named(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    file = folder / "pytorch_model.bin"
+    torch.save(weights, file)
+    assert torch.equal(load_model(folder).lm_head.weight, weights["lm_head.weight"])
+    whole = file.read_bytes()
+    for content in (whole[:-5000], b"", pickle.dumps(print)):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"pytorch_model\.bin cannot be read"):
+            load_model(folder)
+
+
+def test_weights_under_another_name_are_not_taken(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"expected model\.safetensors, or shards"):
+        load_model(folder)
+
+
+def test_a_type_that_torch_does_not_know_is_named(folder: Path) -> None:
+    edit(folder / "config.json", torch_dtype="float99")
+    with pytest.raises(ValueError, match="torch_dtype is 'float99'"):
+        load_model(folder)
+
+
+def test_json_that_is_no_tokenizer_is_named(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="describes no tokenizer"):
+        load_processor(folder)
+
+
+def test_flash_attention_without_its_package_is_named(folder: Path) -> None:
+    with pytest.raises(ValueError, match="flash_attention_2 needs flash-attn"):
+        load_model(folder, attn_implementation="flash_attention_2")
+
+
+@pytest.mark.parametrize("num_crops", [0, 17])
+def test_a_tiny_checkpoint_has_a_possible_number_of_crops(tmp_path: Path, num_crops: int) -> None:
+    with pytest.raises(ValueError, match="1 to 16"):
+        write_tiny_checkpoint(tmp_path / "tiny", num_crops=num_crops)
+    assert not (tmp_path / "tiny").exists()

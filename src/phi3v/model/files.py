@@ -58,9 +58,14 @@ def check_weight_files(folder: Path) -> None:
             raise ValueError(f"{index} has no weight_map; copy the file again")
         files = [folder / name for name in sorted(set(shards.values()))]
     else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files and not any(folder.glob("pytorch_model*.bin")):
-        raise FileNotFoundError(f"{folder} holds no weights: expected model.safetensors or shards")
+        files = [file for file in [folder / "model.safetensors"] if file.is_file()]
+    pickles = [] if files else sorted(folder.glob("pytorch_model*.bin"))
+    if not files and not pickles:
+        raise FileNotFoundError(
+            f"{folder} holds no weights: expected model.safetensors, or shards with {index.name}"
+        )
+    for file in pickles:
+        _load_tensors(file)
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing, but {index.name} names it; copy it again")
@@ -142,15 +147,20 @@ def read_seed_weights(file: Path) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: The file is damaged, or holds something else than named tensors.
     """
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(
-            f"{file} cannot be read: it is damaged, or holds something else than tensors, and "
-            "only tensors are read from a pickle"
-        ) from error
+    weights = _load_tensors(file)
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
     ):
         raise ValueError(f"{file} must hold named tensors and nothing else")
     return {name: value for name, value in weights.items() if ".wte." not in name}
+
+
+def _load_tensors(file: Path) -> Any:
+    """Read a pickle of tensors, mapped into memory; nothing else in it is run."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(
+            f"{file} cannot be read: it is damaged, or holds something else than tensors, and "
+            "only tensors are read from a pickle"
+        ) from error

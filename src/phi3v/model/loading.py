@@ -106,6 +106,9 @@ def load_config(path: str | Path) -> Phi3VConfig:
                 f"{file} describes a model of type {found!r}, expected 'phi3_v'; phi3v works with "
                 "Phi-3-vision and Phi-3.5-vision only"
             )
+        stored = read_json(file).get("torch_dtype")
+        if stored is not None and not isinstance(getattr(torch, str(stored), None), torch.dtype):
+            raise ValueError(f"{file}: torch_dtype is {stored!r}, expected a type such as bfloat16")
     return Phi3VConfig.from_pretrained(path)
 
 
@@ -146,6 +149,8 @@ def load_model(
         model = load_model(base, dtype, attn_implementation, device, quantization=quantization)
         return _open_adapter(model, Path(path)).eval()
     _check_no_base(path, base)
+    if attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError("flash_attention_2 needs flash-attn and a GPU; sdpa runs everywhere")
     config = load_config(path)
     if Path(path).is_dir():
         check_weight_files(Path(path))

@@ -166,7 +166,9 @@ def write_tiny_checkpoint(
         pad_token_id=config.pad_token_id,
     )
     image_processor = Phi3VImageProcessor(
-        num_crops=num_crops or PUBLISHED_NUM_CROPS[sizes.get("family", "phi35")],
+        num_crops=PUBLISHED_NUM_CROPS[sizes.get("family", "phi35")]
+        if num_crops is None
+        else num_crops,
         crop_size=config.crop_size,
         patch_size=config.patch_size,
     )

@@ -70,6 +70,7 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerFast:
 
     Raises:
         FileNotFoundError: If the folder holds no tokenizer.json.
+        ValueError: If the file describes no tokenizer.
     """
     if Path(path).is_dir() and not (Path(path) / "tokenizer.json").is_file():
         raise FileNotFoundError(
@@ -77,7 +78,13 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerFast:
         )
     # Not AutoTokenizer: the published files name LlamaTokenizer, which transformers 5 rebuilds from
     # the vocabulary with another normaliser, unless a model type in config.json tells it better.
-    return PreTrainedTokenizerFast.from_pretrained(path, **kwargs)
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(path, **kwargs)
+    except OSError:
+        raise
+    # The tokenizers library raises the bare class for whatever it cannot read.
+    except Exception as error:
+        raise ValueError(f"tokenizer.json of {path} describes no tokenizer: {error}") from error
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
