@@ -1,0 +1,246 @@
+"""The index of a JSON array or a file of lines: where every entry begins, kept beside the file.
+
+A file is scanned once, by one process, and never held in memory: every process maps the same index
+and reads single entries from the data file. The index belongs to one state of the data file (size,
+time of change, content of head and tail) and carries checksums; what does not fit is built anew.
+
+Layout, little-endian: header, entries of 16 bytes, a checksum for every block of entries, the
+numbers of the malformed entries.
+"""
+
+import hashlib
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from phi3v.data.locking import locked
+from phi3v.data.scanning import BOM, ArrayScanner, Entry, scan_lines
+from phi3v.data.structure import SPACE
+
+_MAGIC = b"phi3vix1"
+_HEADER = struct.Struct("<8sQq32sBQQII")  # the fields of `_Header`, then the header's checksum
+_ENTRY = np.dtype([("start", "<u8"), ("size", "<u4"), ("line", "<u4")])
+_BLOCK = 1024
+_END_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class FileKey:
+    """What tells one state of a data file from another."""
+
+    size: int
+    mtime_ns: int
+    digest: bytes
+
+    @classmethod
+    def of(cls, path: Path) -> "FileKey":
+        """Read the key of a file: two short reads, however large it is."""
+        with path.open("rb", buffering=0) as file:
+            stat = os.fstat(file.fileno())
+            ends = file.read(_END_BYTES)
+            file.seek(max(0, stat.st_size - _END_BYTES))
+            ends += file.read(_END_BYTES)
+        return cls(stat.st_size, stat.st_mtime_ns, hashlib.blake2b(ends, digest_size=32).digest())
+
+
+class DamagedIndex(Exception):
+    """An index file that is torn, altered or of another state of the data file."""
+
+
+class Index:
+    """An opened index.
+
+    Attributes:
+        is_array: Whether the file is a JSON array; otherwise it has one entry per line.
+        malformed: Ascending numbers of the entries that are not JSON.
+    """
+
+    def __init__(self, path: Path, key: FileKey) -> None:
+        try:
+            with path.open("rb") as file:
+                self._read_header(file, key)
+        except OSError as error:
+            raise DamagedIndex(f"{path}: {error}") from error
+        self._path = path
+        self._checked = bytearray(len(self._sums))
+        self._entries = (
+            np.memmap(path, _ENTRY, "r", _HEADER.size, self._count)
+            if self._count
+            else np.empty(0, _ENTRY)
+        )
+
+    def _read_header(self, file: BinaryIO, key: FileKey) -> None:
+        raw = file.read(_HEADER.size)
+        if len(raw) != _HEADER.size or _HEADER.unpack(raw)[-1] != zlib.crc32(raw[:-4]):
+            raise DamagedIndex("the header does not fit its checksum")
+        magic, size, mtime_ns, digest, is_array, count, num_malformed, tail_sum, _ = _HEADER.unpack(
+            raw
+        )
+        if magic != _MAGIC or FileKey(size, mtime_ns, digest) != key:
+            raise DamagedIndex("of another file or version")
+        file.seek(_HEADER.size + count * _ENTRY.itemsize)
+        num_blocks = -(-count // _BLOCK)
+        tail = file.read()
+        if len(tail) != 4 * num_blocks + 8 * num_malformed or zlib.crc32(tail) != tail_sum:
+            raise DamagedIndex("the end does not fit its checksum")
+        self.is_array, self._count = bool(is_array), count
+        self._sums = np.frombuffer(tail, "<u4", num_blocks)
+        self.malformed = np.frombuffer(tail, "<u8", num_malformed, 4 * num_blocks)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def discard(self) -> None:
+        """Remove the file, so that it is built anew."""
+        self._path.unlink(missing_ok=True)
+
+    def entry(self, number: int) -> tuple[int, int, int]:
+        """Give start, end and line (0 in an array) of an entry.
+
+        Raises:
+            DamagedIndex: If the block does not fit its checksum.
+        """
+        block = number // _BLOCK
+        if not self._checked[block]:
+            entries = self._entries[block * _BLOCK : (block + 1) * _BLOCK]
+            if zlib.crc32(entries.tobytes()) != self._sums[block]:
+                raise DamagedIndex(f"{self._path}: block {block} does not fit its checksum")
+            self._checked[block] = 1
+        start, size, line = self._entries[number].item()
+        return start, start + size, line
+
+
+def open_index(path: Path, key: FileKey) -> Index:
+    """Open the index of a data file; build it first if there is none that fits.
+
+    Of several processes that ask at once, one builds and the others wait for it.
+
+    Args:
+        path: The data file.
+        key: Its present state.
+
+    Raises:
+        ValueError: If the file is empty or begins like neither an array nor a line of records.
+    """
+    places = _places(path)
+    for place in places:
+        try:
+            return Index(place, key)
+        except DamagedIndex:
+            continue
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with locked(place.with_name(f"{place.name}.lock")):
+                try:
+                    return Index(place, key)
+                except DamagedIndex:
+                    _build(path, key, place)
+                return Index(place, key)
+        except OSError as error:
+            refused = error
+    raise ValueError(f"{path}: its index can be written nowhere ({refused}); set XDG_CACHE_HOME")
+
+
+def _places(path: Path) -> list[Path]:
+    """Where the index of a file may stand, best first."""
+    name = f".{path.name}.phi3v-index"
+    full = path.resolve()
+    elsewhere = f"{hashlib.blake2b(os.fsencode(full), digest_size=8).hexdigest()}{name}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return [
+        full.parent / name,
+        cache / "phi3v" / elsewhere,
+        Path(tempfile.gettempdir()) / f"phi3v-{os.getuid()}" / elsewhere,
+    ]
+
+
+def _build(path: Path, key: FileKey, place: Path) -> None:
+    """Scan a data file and write its index: aside, synced, then renamed."""
+    aside = place.with_name(f"{place.name}.{os.getpid()}")
+    try:
+        with path.open("rb", buffering=0) as source, aside.open("wb") as target:
+            is_array, batches = scan(source, path)
+            target.write(bytes(_HEADER.size))
+            count, sums, malformed = _write_entries(target, batches)
+            tail = np.array(sums, "<u4").tobytes() + np.array(malformed, "<u8").tobytes()
+            target.write(tail)
+            fields = (key.size, key.mtime_ns, key.digest, is_array, count, len(malformed))
+            header = _HEADER.pack(_MAGIC, *fields, zlib.crc32(tail), 0)[:-4]
+            target.seek(0)
+            target.write(header + struct.pack("<I", zlib.crc32(header)))
+            target.flush()
+            os.fsync(target.fileno())
+        aside.replace(place)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _write_entries(
+    target: BinaryIO, batches: Iterator[list[Entry]]
+) -> tuple[int, list[int], list[int]]:
+    """Write all entries; returns their number, a checksum for each block, and the malformed."""
+    count = 0
+    sums: list[int] = []
+    malformed: list[int] = []
+    waiting: list[tuple[int, int, int]] = []
+
+    def write_block() -> None:
+        raw = np.array(waiting[:_BLOCK], _ENTRY).tobytes()
+        sums.append(zlib.crc32(raw))
+        target.write(raw)
+        del waiting[:_BLOCK]
+
+    for batch in batches:
+        for start, end, line, valid in batch:
+            if not valid:
+                malformed.append(count)
+            count += 1
+            waiting.append((start, min(end - start, 2**32 - 1), min(line, 2**32 - 1)))
+        while len(waiting) >= _BLOCK:
+            write_block()
+    if waiting:
+        write_block()
+    return count, sums, malformed
+
+
+def scan(file: BinaryIO, path: Path) -> tuple[bool, Iterator[list[Entry]]]:
+    """Look at the first character of a data file and scan it accordingly.
+
+    Args:
+        file: The data file, opened for reading bytes.
+        path: Its path, for messages.
+
+    Returns:
+        Whether it is a JSON array, and its entries in batches.
+
+    Raises:
+        ValueError: If the file is empty or begins with another character.
+    """
+    start = len(BOM) if file.read(len(BOM)) == BOM else 0
+    file.seek(start)
+    place = start
+    while chunk := file.read(_END_BYTES):
+        text = chunk.lstrip(SPACE)
+        place += len(chunk) - len(text)
+        if text:
+            break
+    else:
+        raise ValueError(
+            f"{path}: the file is empty; expected a JSON array of records or one record per line"
+        )
+    if text[:1] == b"[":
+        return True, iter(ArrayScanner(file, place + 1))
+    if text[:1] == b"{":
+        return False, scan_lines(file, start)
+    raise ValueError(
+        f"{path}: starts with {text[:1].decode('ascii', 'backslashreplace')!r}; expected '[' (a "
+        "JSON array of records) or '{' (one record per line)"
+    )
