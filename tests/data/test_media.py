@@ -12,6 +12,7 @@ from tests.data.clips import read_number, write_clip
 
 from phi3v.data import media
 from phi3v.data.media import choose_frames, frame_indices, image_size, load_image, sample_frames
+from phi3v.data.options import MediaOptions
 
 PICTURE = Image.effect_noise((40, 30), 60).convert("RGB")
 
@@ -79,11 +80,23 @@ def test_file_that_is_no_picture_is_refused(tmp_path: Path, content: bytes, mess
             read("a.jpg", tmp_path)
 
 
-def test_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match="a.png has more pixels .*MAX_IMAGE_PIXELS"):
-        load_image("a.png", tmp_path)
+    small = MediaOptions(max_image_pixels=1199)
+    for opening in (load_image, image_size):
+        with pytest.raises(ValueError, match="a.png has more than 1199 pixels.*--max_image_pixels"):
+            opening("a.png", tmp_path, small)
+    assert load_image("a.png", tmp_path, MediaOptions(max_image_pixels=1200)).size == (40, 30)
+
+
+def test_the_limit_of_pixels_can_be_raised_above_that_of_pil(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PICTURE.save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(ValueError, match="a.png has more than"):
+        image_size("a.png", tmp_path, MediaOptions(max_image_pixels=1000))
+    assert image_size("a.png", tmp_path, MediaOptions(max_image_pixels=1200)) == (40, 30)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -65,9 +66,9 @@ def test_pictures_of_dropped_turns_are_not_decoded(
 ) -> None:
     opened = []
 
-    def spy(path: str, folder: Path) -> Image.Image:
+    def spy(path: str, *rest: Any, **options: Any) -> Image.Image:
         opened.append(path)
-        return load_image(path, folder)
+        return load_image(path, *rest, **options)
 
     monkeypatch.setattr("phi3v.data.encoding.load_image", spy)
     turns = ["<image>", "a", "<image>", "b"]

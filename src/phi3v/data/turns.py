@@ -7,7 +7,7 @@ rewritten to published tags numbered through the whole conversation.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from phi3v.model.text import IMAGE_TOKEN
@@ -18,10 +18,22 @@ MediaKind = Literal["image", "video"]
 
 @dataclass(frozen=True)
 class Media:
-    """One picture or video file that a turn refers to, as written in the record."""
+    """One picture or video that a turn refers to, as written in the record.
+
+    Attributes:
+        kind: What it is.
+        path: Its file or address; for an embedded one, its name in messages.
+        content: Bytes of an embedded file.
+    """
 
     kind: MediaKind
     path: str
+    content: bytes | None = field(default=None, repr=False)
+
+    @property
+    def source(self) -> str | bytes:
+        """What to open."""
+        return self.path if self.content is None else self.content
 
 
 @dataclass(frozen=True)

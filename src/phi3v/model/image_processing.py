@@ -140,11 +140,15 @@ class Phi3VImageProcessor(BaseImageProcessor):
 
     preprocess = __call__
 
-    def prepare(self, image: ImageLike) -> tuple[np.ndarray, tuple[int, int]]:
+    def prepare(
+        self, image: ImageLike, size: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, tuple[int, int]]:
         """Turn one picture into its real crops.
 
         Args:
             image: PIL picture, path, or uint8 array or tensor with the channels first or last.
+            size: Original width and height of a picture that was decoded smaller; None takes the
+                picture's own.
 
         Returns:
             uint8 crops (crops, 3, S, S), row by row and without the global crop, and the padded
@@ -161,17 +165,21 @@ class Phi3VImageProcessor(BaseImageProcessor):
                     f"picture has mode {picture.mode}, expected RGB; set do_convert_rgb to true"
                 )
             picture = picture.convert("RGB")
-        plan = plan_crops(picture.width, picture.height, self.num_crops, self.crop_size)
+        plan = plan_crops(*(size or picture.size), self.num_crops, self.crop_size)
         padded = _resize_and_pad(picture, plan)
-        size, grid = self.crop_size, plan.grid
-        tiles = padded.reshape(grid.rows, size, grid.columns, size, 3).transpose(0, 2, 4, 1, 3)
-        crops = np.ascontiguousarray(tiles).reshape(-1, 3, size, size)
+        side, grid = self.crop_size, plan.grid
+        tiles = padded.reshape(grid.rows, side, grid.columns, side, 3).transpose(0, 2, 4, 1, 3)
+        crops = np.ascontiguousarray(tiles).reshape(-1, 3, side, side)
         return crops, (plan.padded_height, plan.padded_width)
 
     def num_image_tokens(self, width: int, height: int) -> int:
         """Count the tokens of a picture from its size in pixels alone."""
-        plan = plan_crops(width, height, self.num_crops, self.crop_size)
+        plan = self.plan(width, height)
         return self._count((plan.padded_height, plan.padded_width))
+
+    def plan(self, width: int, height: int) -> CropPlan:
+        """Decide how a picture of this size is resized, padded and cut."""
+        return plan_crops(width, height, self.num_crops, self.crop_size)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the content of preprocessor_config.json, in the published keys."""
@@ -211,6 +219,8 @@ def _resize_and_pad(picture: Image.Image, plan: CropPlan) -> np.ndarray:
         picture = picture.transpose(Image.Transpose.TRANSPOSE)
     else:
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    if (width, height) == (plan.padded_width, plan.padded_height):
+        return np.asarray(picture)
     padded = np.full((plan.padded_height, plan.padded_width, 3), _WHITE, dtype=np.uint8)
     top, left = plan.pad_top, plan.pad_left
     padded[top : top + height, left : left + width] = np.asarray(picture)
