@@ -27,6 +27,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "check": Command("phi3v.data.check", "find bad records and count tokens before training"),
     "train": Command("phi3v.training.train", "fine-tune a checkpoint on pictures, videos and text"),
     "merge": Command("phi3v.training.merge", "fold an adapter into its base model"),
     "generate": Command("phi3v.inference.generate", "ask a model about pictures at the terminal"),

@@ -3,12 +3,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
 from phi3v.data.collator import Collator
 from phi3v.data.dataset import SupervisedDataset
 from phi3v.data.encoding import SampleTooLong
+from phi3v.data.inspection import InspectionSettings
+from phi3v.data.survey import survey_records
+from phi3v.data.survey_cache import cache_path, load_survey, save_survey, survey_key
 from phi3v.model.processing import Phi3VProcessor
 
 
@@ -92,7 +96,7 @@ def test_all_bad_records_are_counted_in_one_error(
         "  record '0' (index 0 of data.json): is a number; expected an object with "
         "'conversations' or 'messages'"
     )
-    assert len(lines) == 12 and lines[-1] == "  and 2 more"
+    assert len(lines) == 14 and "phi3v check" in lines[-1]
 
 
 def test_missing_image_folder_is_named(data_path: Path, small_processor: Phi3VProcessor) -> None:
@@ -120,3 +124,43 @@ def test_an_error_survives_the_way_out_of_a_loader_worker() -> None:
     # The loader makes an error of the same class from the message alone.
     with pytest.raises(SampleTooLong, match="record '0'"):
         ExceptionWrapper((SampleTooLong, SampleTooLong("record '0'", 9), None)).reraise()
+
+
+def test_a_vanished_picture_is_an_error_or_a_place_that_trains_nothing(
+    tmp_path: Path, small_processor: Phi3VProcessor
+) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "gone.png")
+    path = write(tmp_path, [raw("a", "b"), raw("<image>", "b", image="gone.png")])
+    datasets = {
+        policy: SupervisedDataset(path, small_processor, tmp_path, on_bad_record=policy)
+        for policy in ("error", "skip")
+    }
+    (tmp_path / "gone.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"record '1' .*gone.png does not exist"):
+        datasets["error"][1]
+    assert len(datasets["skip"]) == 2
+    for padding_free in (False, True):
+        collator = Collator(0, padding_free=padding_free)
+        batch = collator([datasets["skip"][1], datasets["skip"][0]])
+        assert batch["num_bad_records"] == 1
+        alone = collator([datasets["skip"][0]])
+        assert (batch["labels"] != -100).sum() == (alone["labels"] != -100).sum()
+
+
+def test_a_survey_gives_lengths_drops_and_refuses_like_the_data_set(
+    data_path: Path, small_processor: Phi3VProcessor, image_folder: Path
+) -> None:
+    for limit in (300, 131072):
+        dataset, other = (
+            SupervisedDataset(data_path, small_processor, image_folder, limit) for _ in range(2)
+        )
+        settings = InspectionSettings(str(data_path), str(image_folder), limit)
+        survey = survey_records(MIXED, small_processor, settings)
+        key = survey_key(small_processor, settings)
+        save_survey(cache_path(data_path), key, survey)
+        stored = load_survey(cache_path(data_path), key)
+        assert stored is not None and load_survey(cache_path(data_path), "other") is None
+        assert dataset.apply_survey(stored) == other.drop_too_long()
+        assert dataset.lengths() == other.lengths()
+    cache_path(data_path).write_bytes(b"damaged")
+    assert load_survey(cache_path(data_path), key) is None

@@ -223,6 +223,6 @@ def test_picture_that_is_larger_than_its_header_says_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copy(image_folder / "wide.png", tmp_path)
-    monkeypatch.setattr("phi3v.data.encoding.image_size", lambda *_: (64, 64))
+    monkeypatch.setattr("phi3v.data.layout.image_size", lambda *_: (64, 64))
     with pytest.raises(ValueError, match="wide.png was decoded at 300x100, another size than"):
         encode(record_of(["<image>", "a"], image="wide.png"), small_processor, tmp_path)

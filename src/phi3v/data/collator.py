@@ -3,7 +3,7 @@
 Letters: B examples, T tokens, C crops, S crop size, L labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,8 @@ class Collator:
             Padded: ``input_ids``, ``attention_mask`` and ``labels``, int64 (B, T). Without padding:
             ``input_ids`` and ``labels`` (1, T), ``segments`` (see ``phi3v.model.segments``) and
             ``label_places`` (L,). If there are pictures: ``pixel_values``, uint8 (C, 3, S, S), and
-            ``image_sizes``, list of (height, width), both of all pictures in row order.
+            ``image_sizes``, list of (height, width), both of all pictures in row order. If records
+            could not be read: ``num_bad_records``; the trainer takes it out.
         """
         if not examples:
             raise ValueError("a batch needs at least one example")
@@ -58,16 +59,22 @@ class Collator:
     def _pad(self, groups: Sequence[Group]) -> dict[str, Any]:
         examples = [example for group in groups for example in group]
         ids = [example["input_ids"] for example in examples]
-        return {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
-            # From the lengths, never from the ids: a text may hold the pad token itself.
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-            "labels": pad_sequence(
-                [example["labels"] for example in examples],
-                batch_first=True,
-                padding_value=IGNORE_INDEX,
-            ),
-        } | _join_pictures(examples)
+        return (
+            {
+                "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+                # From the lengths, never from the ids: a text may hold the pad token itself.
+                "attention_mask": pad_sequence(
+                    [torch.ones_like(row) for row in ids], batch_first=True
+                ),
+                "labels": pad_sequence(
+                    [example["labels"] for example in examples],
+                    batch_first=True,
+                    padding_value=IGNORE_INDEX,
+                ),
+            }
+            | _join_pictures(examples)
+            | _count_bad(examples)
+        )
 
 
 def pack_row(groups: Sequence[Group], image_token_id: int) -> dict[str, Any]:
@@ -105,12 +112,16 @@ def pack_row(groups: Sequence[Group], image_token_id: int) -> dict[str, Any]:
             segments.append((len(own), prefix_start if prefix else 0, prefix))
             start += len(own)
     row_labels = torch.cat(labels)
-    return {
-        "input_ids": torch.cat(ids)[None],
-        "labels": row_labels[None],
-        "segments": segments,
-        "label_places": (row_labels != IGNORE_INDEX).nonzero()[:, 0],
-    } | _join_pictures(pictured)
+    return (
+        {
+            "input_ids": torch.cat(ids)[None],
+            "labels": row_labels[None],
+            "segments": segments,
+            "label_places": (row_labels != IGNORE_INDEX).nonzero()[:, 0],
+        }
+        | _join_pictures(pictured)
+        | _count_bad(one for group in groups for one in group)
+    )
 
 
 def common_prefix(group: Group, image_token_id: int) -> int:
@@ -155,9 +166,15 @@ def _same_pictures(group: Group) -> bool:
     return True
 
 
+def _count_bad(examples: Iterable[Example]) -> dict[str, Any]:
+    num_bad = sum(example.get("is_bad", False) for example in examples)
+    return {"num_bad_records": num_bad} if num_bad else {}
+
+
 def _join_pictures(examples: Sequence[Example]) -> dict[str, Any]:
     pixels = [example["pixel_values"] for example in examples if "pixel_values" in example]
     if not pixels:
         return {}
     sizes = [size for example in examples for size in example["image_sizes"]]
-    return {"pixel_values": torch.cat(pixels), "image_sizes": sizes}
+    joined = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
+    return {"pixel_values": joined, "image_sizes": sizes}

@@ -1,0 +1,232 @@
+"""The command ``phi3v check``: finds records that training could not use, and counts tokens."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers.utils.logging import tqdm
+
+from phi3v.data.histogram import draw_png, draw_text
+from phi3v.data.inspection import Finding, InspectionSettings
+from phi3v.data.options import MAX_IMAGE_PIXELS, MediaOptions
+from phi3v.data.records import read_records
+from phi3v.data.statistics import overlap, statistics
+from phi3v.data.survey import Survey, survey_records
+from phi3v.model.loading import load_config, load_processor
+from phi3v.model.processing import Phi3VProcessor
+
+_NUMBERS = (
+    ("tokens", "tokens per sample"),
+    ("supervised_tokens", "supervised tokens"),
+    ("pictures_per_record", "pictures per sample"),
+    ("crops_per_record", "crops per sample"),
+    ("picture_width", "picture width"),
+    ("picture_height", "picture height"),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the flags; those that training has, too, mean the same there."""
+    parser = argparse.ArgumentParser(
+        prog="phi3v check",
+        description="Find every record that training could not use, and count tokens exactly. "
+        "Exit status: 0 if all records are good, 1 if some are bad, 2 for an error of usage.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("data", metavar="DATA", help="records as for training")
+    add("--model_id", required=True, help="checkpoint whose processor counts the tokens")
+    add("--image_folder", help="folder that picture and video paths are relative to")
+    add("--eval_data_path", help="validation records: checked, too, and compared")
+    add("--eval_image_folder", help="folder of their media; default: --image_folder")
+    add("--num_crops", type=int, default=16, help="most crops of a picture (%(default)s)")
+    add("--max_num_frames", type=int, default=10, help="most frames of a video (%(default)s)")
+    add("--max_seq_length", type=int, default=131072, help="longest sample (%(default)s)")
+    add("--batch_size", type=int, default=8, help="for the share of padding (%(default)s)")
+    add("--pack_tokens", type=int, default=8192, help="for the share of packing (%(default)s)")
+    add("--deep", action="store_true", help="decode all media, not only read their headers")
+    add("--workers", type=int, help="processes; default: one per core")
+    add("--json", metavar="OUT", help="write all findings and numbers")
+    add("--write-clean", "--write_clean", metavar="OUT", help="write the good records")
+    add("--plot", metavar="PNG", help="write the histogram as a picture")
+    add("--show", type=int, default=20, help="findings that are printed (%(default)s)")
+    add_media_flags(parser)
+    return parser
+
+
+def add_media_flags(parser: Any) -> None:
+    """Add the flags of `MediaOptions`."""
+    add = parser.add_argument
+    add("--exif_orientation", action="store_true", help="turn pictures upright by their EXIF tag")
+    add("--max_image_pixels", type=int, default=MAX_IMAGE_PIXELS,
+        help="refuse larger pictures (%(default)s)")  # fmt: skip
+    add("--allow_urls", action="store_true", help="fetch http and https addresses")
+    add("--allow_absolute_paths", action="store_true",
+        help="take absolute paths although --image_folder is given")  # fmt: skip
+    add("--jpeg_draft", action="store_true",
+        help="decode large JPEG photos smaller: faster, approximately the same pixels")  # fmt: skip
+
+
+def media_options(flags: Any) -> MediaOptions:
+    """Collect the flags of `add_media_flags`."""
+    return MediaOptions(**{name: getattr(flags, name) for name in asdict(MediaOptions())})
+
+
+def main(argv: list[str]) -> int:
+    """Run ``phi3v check``."""
+    flags = build_parser().parse_args(argv)
+    _refuse_contradictions(flags)
+    processor = load_processor(flags.model_id, num_crops=flags.num_crops)
+    rotary_switch = load_config(flags.model_id).original_max_position_embeddings
+    records, survey = _survey(flags.data, flags.image_folder, processor, flags)
+    report = {"data": flags.data} | statistics(
+        survey,
+        max_seq_length=flags.max_seq_length,
+        rotary_switch=rotary_switch,
+        batch_size=flags.batch_size,
+        pack_tokens=flags.pack_tokens,
+    )
+    _print_findings(flags.data, survey, flags.show)
+    num_bad = report["bad"]
+    report["problems"] = [_as_json(finding, flags.data) for finding in survey.findings]
+    if flags.eval_data_path:
+        folder = flags.eval_image_folder or flags.image_folder
+        _, validation = _survey(flags.eval_data_path, folder, processor, flags)
+        _print_findings(flags.eval_data_path, validation, flags.show)
+        bad = int((~validation.is_good()).sum())
+        num_bad += bad
+        report["eval"] = {
+            "data": flags.eval_data_path,
+            "records": len(validation),
+            "bad": bad,
+            "overlap": overlap(survey, validation),
+            "problems": [_as_json(one, flags.eval_data_path) for one in validation.findings],
+        }
+    lengths = survey.lengths[survey.is_good()]
+    _print_report(report, lengths)
+    if flags.plot:
+        marks = [(flags.max_seq_length, "max_seq_length"), (rotary_switch, "rope switch")]
+        draw_png(lengths, flags.plot, title=f"{Path(flags.data).name}: tokens", marks=marks)
+    if flags.json:
+        text = json.dumps(report, ensure_ascii=False, indent=2)
+        Path(flags.json).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    if flags.write_clean:
+        write_clean(records, np.flatnonzero(survey.is_good()), flags.data, flags.write_clean)
+    return int(num_bad > 0)
+
+
+def _refuse_contradictions(flags: argparse.Namespace) -> None:
+    for name in ("max_num_frames", "max_seq_length", "batch_size", "pack_tokens", "workers"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}, expected at least 1")
+    for folder in (flags.image_folder, flags.eval_image_folder):
+        if folder is not None and not Path(folder).is_dir():
+            raise FileNotFoundError(f"image folder {folder} does not exist; check the path")
+    inputs = {Path(path).resolve() for path in (flags.data, flags.eval_data_path) if path}
+    for name in ("json", "write_clean", "plot"):
+        out = getattr(flags, name)
+        if out and Path(out).resolve() in inputs:
+            raise ValueError(f"--{name} {out} is a data file itself; name another file")
+        if out and not Path(out).absolute().parent.is_dir():
+            raise FileNotFoundError(f"--{name} {out}: its folder does not exist; make it first")
+
+
+def _survey(
+    path: str, folder: str | None, processor: Phi3VProcessor, flags: argparse.Namespace
+) -> tuple[Sequence[Any], Survey]:
+    records = read_records(path)
+    settings = InspectionSettings(
+        path,
+        folder,
+        flags.max_seq_length,
+        flags.max_num_frames,
+        media_options(flags),
+        flags.deep,
+    )
+    # Without a terminal, the bar is left out.
+    with tqdm(total=len(records), desc=Path(path).name, unit="record", disable=None) as bar:
+        survey = survey_records(
+            records, processor, settings, num_workers=flags.workers, progress=bar.update
+        )
+    return records, survey
+
+
+def _as_json(finding: Finding, path: str) -> dict[str, Any]:
+    return {"file": path, **asdict(finding), "bad": finding.is_bad}
+
+
+def _print_findings(path: str, survey: Survey, most: int) -> None:
+    for finding in survey.findings[:most]:
+        kind = "bad" if finding.is_bad else "note"
+        for message in finding.messages:
+            print(f"{kind}: {_printable(message)}")
+    if len(survey.findings) > most:
+        rest = len(survey.findings) - most
+        print(f"... and {rest} more in {path}; --show {len(survey.findings)} or --json lists them")
+
+
+def _printable(text: str) -> str:
+    """Make a text safe for any terminal: no control characters, nothing it cannot encode."""
+    plain = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return plain.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _print_report(report: dict[str, Any], lengths: np.ndarray) -> None:
+    print(f"\n{report['data']}: {report['records']} records, {report['bad']} bad")
+    for reason, count in report["findings"].items():
+        print(f"  {reason}: {count}")
+    for key, name in _NUMBERS:
+        found = report[key]
+        if found["count"]:
+            print(
+                f"{name}: {found['total']} in all, mean {found['mean']}, least {found['min']}, "
+                f"half <= {found['p50']}, 95 % <= {found['p95']}, most {found['max']}"
+            )
+    print(
+        f"over max_seq_length {report['max_seq_length']}: {report['dropped_records']} dropped, "
+        f"{report['shortened_records']} shortened; over the rope switch "
+        f"{report['rotary_switch']}: {report['over_rotary_switch']}"
+    )
+    waste = report["waste"]
+    print(
+        f"padding: {100 * waste['padded']:.1f} % of random batches of {waste['batch_size']}; "
+        f"packs of {waste['pack_tokens']}: {100 * waste['packed']:.1f} % empty"
+    )
+    print(f"repeated records: {report['duplicates']['repeats']}")
+    if "eval" in report:
+        found = report["eval"]["overlap"]
+        print(
+            f"validation: {report['eval']['records']} records, {report['eval']['bad']} bad, "
+            f"{found['identical_records']} also in training, "
+            f"{found['records_with_shared_media']} share media with it"
+        )
+    if len(lengths):
+        ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
+        print(draw_text(lengths, ascii_only=ascii_only))
+
+
+def write_clean(records: Sequence[Any], keep: np.ndarray, source: str, target: str) -> None:
+    """Write some of the records, as an array or as lines, as the source is.
+
+    Args:
+        records: Raw records.
+        keep: Ascending indices of those to write.
+        source: The data file that they come from.
+        target: File to write.
+    """
+    with open(source, encoding="utf-8-sig") as file:
+        is_array = file.read(4096).lstrip().startswith("[")
+    with open(target, "w", encoding="utf-8") as file:
+        if is_array:
+            file.write("[\n")
+        for number, index in enumerate(keep.tolist()):
+            file.write((",\n" if is_array else "\n") if number else "")
+            file.write(json.dumps(records[index], ensure_ascii=False))
+        file.write("\n]\n" if is_array else "\n")

@@ -1,0 +1,231 @@
+"""Looks at one record as training will: its form, its media by their headers, its length."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+from phi3v.data.encoding import IGNORE_INDEX, Layout, SampleTooLong, lay_out
+from phi3v.data.media import choose_frames, image_size, load_image, sample_frames
+from phi3v.data.options import MediaOptions
+from phi3v.data.paths import locate
+from phi3v.data.records import Record, describe_record, parse_record
+from phi3v.data.truncated import looks_truncated
+from phi3v.data.turns import Media
+from phi3v.model.processing import Phi3VProcessor
+
+Reason = Literal["json", "record", "media", "too_long", "shortened", "crash"]
+
+
+@dataclass(frozen=True)
+class InspectionSettings:
+    """What records are inspected with.
+
+    Attributes:
+        file: The data file, for messages.
+        image_folder: Folder of the media.
+        max_seq_length: Most tokens of an example.
+        max_num_frames: Most frames of a video.
+        media: Which media may be opened, and how.
+        deep: Decode all media, not only those that look cut off.
+    """
+
+    file: str
+    image_folder: str | None = None
+    max_seq_length: int = 131072
+    max_num_frames: int = 10
+    media: MediaOptions = MediaOptions()
+    deep: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to say about one record.
+
+    Attributes:
+        index: 0-based place in the file.
+        record_id: The record's own id, None where it has none or cannot be read.
+        reason: "json", "record", "media", "too_long", "crash": the record is bad; "shortened":
+            training leaves out its last turns.
+        messages: What is wrong and what to do; each names the record.
+    """
+
+    index: int
+    record_id: str | None
+    reason: Reason
+    messages: tuple[str, ...]
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether training cannot use the record."""
+        return self.reason != "shortened"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of one record.
+
+    Attributes:
+        finding: What is wrong with it, if anything is.
+        length: Tokens of its example; of one too long, those up to its first answer; 0 if bad.
+        num_supervised: Tokens with a label.
+        num_dropped_turns: Turns that the length limit takes.
+        picture_sizes: Width and height of every picture and frame of its example.
+        num_crops: Crops of all of them, the global ones not counted.
+        content_key: Equal for records of the same text and media; 0 if bad.
+        media_keys: One for each medium.
+    """
+
+    finding: Finding | None = None
+    length: int = 0
+    num_supervised: int = 0
+    num_dropped_turns: int = 0
+    picture_sizes: Sequence[tuple[int, int]] = ()
+    num_crops: int = 0
+    content_key: int = 0
+    media_keys: Sequence[int] = field(default=())
+
+
+def inspect_record(
+    source: Sequence[Any], index: int, processor: Phi3VProcessor, settings: InspectionSettings
+) -> Inspection:
+    """Look at one record; nothing that a user's data can do makes this raise.
+
+    Args:
+        source: Raw records; asking for a malformed one raises ValueError.
+        index: 0-based place of the record.
+        processor: Text and image processor of the checkpoint.
+        settings: What to look for.
+    """
+    file = Path(settings.file).name
+    try:
+        raw = source[index]
+    except ValueError as error:
+        name = describe_record(index, index, file)
+        return Inspection(Finding(index, None, "json", (f"{name}: {error}",)))
+    record_id = str(raw["id"]) if isinstance(raw, dict) and raw.get("id") is not None else None
+    try:
+        record = parse_record(raw, index, settings.file)
+    except ValueError as error:
+        return Inspection(Finding(index, record_id, "record", (str(error),)))
+    try:
+        layout = lay_out(
+            record,
+            processor,
+            settings.image_folder,
+            settings.max_seq_length,
+            max_num_frames=settings.max_num_frames,
+            media_options=settings.media,
+        )
+    except SampleTooLong as error:
+        faults = _media_faults(record, processor, settings)
+        if not faults:
+            finding = Finding(index, record_id, "too_long", (str(error),))
+            return Inspection(finding, error.length)
+    except (ValueError, OSError) as error:
+        faults = _media_faults(record, processor, settings) or [str(error)]
+    else:
+        faults = _media_faults(record, processor, settings)
+        if not faults:
+            return _describe(record, index, record_id, layout, processor, settings)
+    named = (
+        fault if fault.startswith(record.name) else f"{record.name}: {fault}" for fault in faults
+    )
+    return Inspection(Finding(index, record_id, "media", tuple(named)))
+
+
+def _describe(
+    record: Record,
+    index: int,
+    record_id: str | None,
+    layout: Layout,
+    processor: Phi3VProcessor,
+    settings: InspectionSettings,
+) -> Inspection:
+    finding = None
+    if layout.num_dropped_turns:
+        finding = Finding(
+            index,
+            record_id,
+            "shortened",
+            (
+                f"{record.name}: longer than max_seq_length {settings.max_seq_length}; training "
+                f"leaves out its last {layout.num_dropped_turns} turns and keeps "
+                f"{len(layout.input_ids)} tokens; raise the limit, or split the record",
+            ),
+        )
+    media = [one for turn in record.turns for one in turn.media]
+    keys = [_media_key(one, settings) for one in media]
+    said = (part for turn in record.turns for part in (turn.role, turn.text))
+    images = processor.image_processor
+    grids = [images.plan(*size).grid for size in layout.picture_sizes]
+    return Inspection(
+        finding=finding,
+        length=len(layout.input_ids),
+        num_supervised=sum(label != IGNORE_INDEX for label in layout.labels[1:]),
+        num_dropped_turns=layout.num_dropped_turns,
+        picture_sizes=layout.picture_sizes,
+        num_crops=sum(grid.rows * grid.columns for grid in grids),
+        content_key=_key([*said, *map(str, keys)]),
+        media_keys=keys,
+    )
+
+
+def _media_faults(
+    record: Record, processor: Phi3VProcessor, settings: InspectionSettings
+) -> list[str]:
+    """List what is wrong with each medium of a record, not only with the first."""
+    faults = []
+    for one in dict.fromkeys(one for turn in record.turns for one in turn.media):
+        try:
+            _open_medium(one, processor, settings)
+        except (ValueError, OSError) as error:
+            faults.append(str(error))
+    return faults
+
+
+def _open_medium(one: Media, processor: Phi3VProcessor, settings: InspectionSettings) -> None:
+    folder, options = settings.image_folder, settings.media
+    if one.kind == "image":
+        size = image_size(one.source, folder, options)
+    else:
+        size = choose_frames(
+            one.source, settings.max_num_frames, image_folder=folder, options=options
+        ).size
+    try:
+        processor.image_processor.num_image_tokens(*size)
+    except ValueError as error:
+        raise ValueError(f"{one.path}: {error}") from error
+    if not settings.deep and not looks_truncated(locate(one.source, folder, options)[0]):
+        return
+    if one.kind == "image":
+        decoded = load_image(one.source, folder, options).size
+    else:
+        decoded = sample_frames(
+            one.source, settings.max_num_frames, image_folder=folder, options=options
+        )[0].size
+    if decoded != size:
+        raise ValueError(
+            f"{one.path} was decoded at {decoded[0]}x{decoded[1]}, another size than its header "
+            "announces; write the file again"
+        )
+
+
+def _media_key(one: Media, settings: InspectionSettings) -> int:
+    """Tell media apart by their place, or with `deep` by their bytes."""
+    if one.content is not None:
+        return _key([one.kind, one.content])
+    if not settings.deep:
+        return _key([one.kind, one.path, settings.image_folder or ""])
+    file, _ = locate(one.source, settings.image_folder, settings.media)
+    return _key([one.kind, file if isinstance(file, bytes) else file.read_bytes()])
+
+
+def _key(parts: Iterable[str | bytes]) -> int:
+    digest = blake2b(digest_size=8)
+    for part in parts:
+        content = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
+        digest.update(len(content).to_bytes(8, "little") + content)
+    # 0 stands for a record that cannot be read.
+    return int.from_bytes(digest.digest(), "little") or 1
