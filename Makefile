@@ -46,11 +46,11 @@ test-gpu: $(READY)
 setup: $(READY)
 	@git rev-parse --git-dir >/dev/null 2>&1 && $(BIN)/pre-commit install || echo "git hooks not installed"
 
-$(READY): requirements.txt requirements-dev.txt pyproject.toml
+$(READY): requirements.txt requirements-extras.txt requirements-dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "phi3v needs Python 3.11, 3.12 or 3.13 with venv; name it: make PYTHON=..."; exit 1; }
 	@echo "Setting up .venv with $(PYTHON); this takes a few minutes once."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-extras.txt -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
