@@ -38,3 +38,17 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     write_tiny_checkpoint(folder, crop_size=112, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def media_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures, a file that is none, and a clip of 25 frames at 10 a second."""
+    from PIL import Image
+    from tests.data.clips import write_clip
+
+    folder = tmp_path_factory.mktemp("media")
+    for name, size in {"wide": (300, 100), "tall": (50, 170), "square": (64, 64)}.items():
+        Image.effect_noise(size, 60).convert("RGB").save(folder / f"{name}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    write_clip(folder / "clip.mkv", num_frames=25, rate=10)
+    return folder

@@ -3,8 +3,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from tests.data.clips import write_clip
 
 from phi3v.inference.chat import ChatSession
 from phi3v.model.loading import load_model, load_processor
@@ -24,17 +22,6 @@ def processor(tiny_folder: Path) -> Phi3VProcessor:
 @pytest.fixture
 def session(model: Any, processor: Phi3VProcessor) -> ChatSession:
     return ChatSession(model, processor)
-
-
-@pytest.fixture(scope="session")
-def media_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures, a file that is none, and a clip of 25 frames at 10 a second."""
-    folder = tmp_path_factory.mktemp("media")
-    for name, size in {"wide": (300, 100), "tall": (50, 170), "square": (64, 64)}.items():
-        Image.effect_noise(size, 60).convert("RGB").save(folder / f"{name}.png")
-    (folder / "broken.png").write_bytes(b"no picture")
-    write_clip(folder / "clip.mkv", num_frames=25, rate=10)
-    return folder
 
 
 @pytest.fixture(scope="session")

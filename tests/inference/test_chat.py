@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from phi3v.inference.answers import Conversation, answer_batch, render_prompt
 from phi3v.inference.chat import ChatSession, GenerationSettings
+from phi3v.model.answers import Conversation, answer_batch, render_prompt
 from phi3v.model.processing import Phi3VProcessor
 
 SHORT = {"max_new_tokens": 12}

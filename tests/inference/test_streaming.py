@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from phi3v.inference.answers import Conversation, decode_answer, stream_answer
+from phi3v.inference.answers import stream_answer
 from phi3v.inference.streaming import stream_ids, stream_pieces
+from phi3v.model.answers import Conversation, decode_answer
 from phi3v.model.processing import Phi3VProcessor
 
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from phi3v.inference.answers import render_prompt
-from phi3v.inference.attachments import attach
+from phi3v.data.attachments import attach
 from phi3v.inference.chat import ChatSession, GenerationSettings
 from phi3v.inference.terminal import HELP, Terminal
+from phi3v.model.answers import render_prompt
 from phi3v.model.processing import Phi3VProcessor
 
 

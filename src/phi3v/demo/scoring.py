@@ -11,9 +11,9 @@ from transformers.utils import logging
 
 from phi3v.demo.digits import is_right
 from phi3v.demo.page import Score
-from phi3v.inference.answers import Conversation, answer_batch
-from phi3v.inference.settings import GenerationSettings
+from phi3v.model.answers import Conversation, answer_batch
 from phi3v.model.loading import load_model, load_processor
+from phi3v.model.settings import GenerationSettings
 
 BATCH = 50
 

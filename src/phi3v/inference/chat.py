@@ -8,11 +8,12 @@ from typing import Any
 
 from PIL import Image
 
+from phi3v.data.attachments import Attachment, attach, join_turns, place_tags
 from phi3v.data.turns import MEDIA_TAG, Turn
-from phi3v.inference.answers import Conversation, answer_batch, join_turns, stream_answer
-from phi3v.inference.attachments import Attachment, attach, place_tags
-from phi3v.inference.settings import GenerationSettings
+from phi3v.inference.answers import stream_answer
+from phi3v.model.answers import Conversation, answer_batch
 from phi3v.model.processing import IMAGE_TOKEN, Phi3VProcessor
+from phi3v.model.settings import GenerationSettings
 
 __all__ = ["ChatSession", "Conversation", "GenerationSettings", "answer_batch"]
 

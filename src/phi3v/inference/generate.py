@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from phi3v.inference.attachments import Attachment, attach
+from phi3v.data.attachments import Attachment, attach
+from phi3v.data.questions import read_questions
 from phi3v.inference.chat import ChatSession, GenerationSettings
-from phi3v.inference.questions import answer_questions, prepare_output, read_questions
+from phi3v.inference.questions import answer_questions, prepare_output
 from phi3v.inference.terminal import Terminal, note, print_answer
 from phi3v.model.loading import load_model, load_processor
 from phi3v.model.processing import Phi3VProcessor

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from phi3v.data.attachments import Attachment, attach
 from phi3v.data.turns import MediaKind
-from phi3v.inference.answers import Conversation, render_prompt
-from phi3v.inference.attachments import Attachment, attach
 from phi3v.inference.chat import ChatSession
+from phi3v.model.answers import Conversation, render_prompt
 
 HELP = """\
 /image PATH ...   add pictures to the next question

@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from phi3v.data.media import load_image, sample_frames
-from phi3v.data.turns import MEDIA_TAG, MediaKind
+from phi3v.data.turns import MEDIA_TAG, MediaKind, Turn, expand_tags
+from phi3v.model.answers import Conversation
 
 VIDEO_SUFFIXES = (
     *(".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4"),
@@ -57,6 +58,12 @@ def attach(
         return Attachment(kind, str(source), (load_image(source, image_folder),))
     frames = sample_frames(source, max_num_frames, image_folder=image_folder)
     return Attachment(kind, str(source), tuple(frames))
+
+
+def join_turns(turns: Sequence[Turn], attachments: Sequence[Attachment]) -> Conversation:
+    """Make a conversation of turns and the opened files of their tags, in reading order."""
+    messages = expand_tags(turns, [len(one.pictures) for one in attachments])
+    return Conversation(messages, [picture for one in attachments for picture in one.pictures])
 
 
 def place_tags(text: str, kinds: Sequence[MediaKind]) -> str:

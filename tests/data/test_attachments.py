@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from phi3v.inference.attachments import attach, place_tags
+from phi3v.data.attachments import attach, place_tags
 
 
 def test_files_with_the_suffix_of_a_video_are_videos(media_folder: Path) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from phi3v.inference.settings import GenerationSettings
+from phi3v.model.settings import GenerationSettings
 
 
 def test_nothing_is_drawn_at_temperature_0() -> None:

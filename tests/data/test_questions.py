@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi3v.data.questions import parse_question, read_questions
+
+LLAVA = {
+    "id": 7,
+    "image": "wide.png",
+    "conversations": [
+        {"from": "human", "value": "<image>\nWhat?"},
+        {"from": "gpt", "value": "A strip."},
+        {"from": "human", "value": "Which colour?"},
+        {"from": "gpt", "value": "Grey."},
+    ],
+}
+RECORDS: list[dict[str, Any]] = [
+    LLAVA,
+    {"id": "two", "image": ["wide.png", "tall.png"], "prompt": "Which is taller?"},
+    {"id": "clip", "video": "clip.mkv", "prompt": "What happens?"},
+    {"prompt": "Only words."},
+    {"id": "open", "messages": [{"role": "user", "content": "Hello"}]},
+]
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_the_last_answer_is_put_aside() -> None:
+    question = parse_question(LLAVA, 0, "in.jsonl")
+    assert [turn.text for turn in question.turns] == ["<image>\nWhat?", "A strip.", "Which colour?"]
+    assert (question.id, question.reference) == (7, "Grey.")
+
+
+def test_a_record_may_end_with_its_question() -> None:
+    question = parse_question(RECORDS[4], 4, "in.jsonl")
+    assert ([turn.text for turn in question.turns], question.reference) == (["Hello"], None)
+
+
+def test_a_prompt_gets_tags_for_its_pictures() -> None:
+    assert parse_question(RECORDS[1], 1, "f").turns[-1].text == "<image>\n<image>\nWhich is taller?"
+
+
+def test_a_record_without_id_is_known_by_its_index() -> None:
+    assert parse_question(RECORDS[3], 3, "f").id == 3
+
+
+def test_a_system_text_joins_records_that_have_none() -> None:
+    own = {"messages": [{"role": "system", "content": "Own."}, {"role": "user", "content": "Hi"}]}
+    assert parse_question(RECORDS[3], 0, "f", "Be brief.").turns[0].text == "Be brief."
+    assert parse_question(own, 0, "f", "Be brief.").turns[0].text == "Own."
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": " "}, "'prompt' is ' '"),
+        ({"prompt": "a", "messages": [1]}, "has 'prompt' and 'messages'"),
+        ({"prompt": "<image> a"}, "has the tags <image>"),
+        ({"prompt": "a", "image": [3]}, "'image' holds a number"),
+        ({"id": "x"}, "neither of 'conversations' and 'messages'"),
+        ([1], "is a list"),
+    ],
+)
+def test_faulty_records_are_named(record: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^record '.*' \(index 5 of in.jsonl\): .*{message}"):
+        parse_question(record, 5, "in.jsonl")
+
+
+def test_a_missing_picture_is_found_before_anything_runs(
+    media_folder: Path, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "in.jsonl", [{"id": "a", "image": "none.png", "prompt": "What?"}])
+    with pytest.raises(FileNotFoundError, match=r"record 'a' .*none.png does not exist"):
+        read_questions(file, image_folder=media_folder)
+
+
+def test_an_id_may_stand_once(tmp_path: Path) -> None:
+    file = write(tmp_path / "in.jsonl", [{"id": 1, "prompt": "a"}, {"id": "1", "prompt": "b"}])
+    with pytest.raises(ValueError, match=r"record '1' \(index 1 .* has the id of record '1'"):
+        read_questions(file)
