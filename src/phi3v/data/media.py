@@ -62,8 +62,12 @@ class FrameChoice:
 
 @contextmanager
 def _opened_video(file: Path | bytes, name: str) -> Iterator[_Opened]:
+    # A playlist can name other files and addresses. Embedded bytes may come from strangers, so from
+    # them nothing else is opened.
+    allowed = {"protocol_whitelist": "" if isinstance(file, bytes) else "file"}
+    source = io.BytesIO(file) if isinstance(file, bytes) else str(file)
     try:
-        with av.open(io.BytesIO(file) if isinstance(file, bytes) else str(file), "r") as container:
+        with av.open(source, "r", options=allowed) as container:
             if not container.streams.video:
                 raise ValueError(f"{name} has no video stream; give a video file")
             stream = container.streams.video[0]

@@ -18,6 +18,8 @@ class MediaOptions:
         max_image_pixels: Pictures of more pixels are refused before they are decoded.
         allow_urls: Fetch http and https addresses.
         allow_absolute_paths: Take absolute paths although an image folder is given.
+        image_formats: Names of Pillow's formats that are opened; None takes all. Some, such as EPS,
+            start other programs, so a server names those it wants.
         jpeg_draft: Let the JPEG decoder shrink large photos by 2, 4 or 8 on the way: faster, and
             only approximately the published pixels.
     """
@@ -27,6 +29,7 @@ class MediaOptions:
     allow_urls: bool = False
     allow_absolute_paths: bool = False
     jpeg_draft: bool = False
+    image_formats: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.max_image_pixels < 1:

@@ -110,7 +110,8 @@ def _opened(
         # Pillow knows one limit per process. It is only ever raised, and checked again below.
         Image.MAX_IMAGE_PIXELS = limit
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        stream = io.BytesIO(file) if isinstance(file, bytes) else file
+        with Image.open(stream, formats=options.image_formats) as image:
             if image.width * image.height > limit:
                 raise Image.DecompressionBombError
             yield image
