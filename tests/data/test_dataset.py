@@ -109,7 +109,9 @@ def test_batches_come_out_of_a_loader(
     data_path: Path, small_processor: Phi3VProcessor, image_folder: Path, num_workers: int
 ) -> None:
     dataset = SupervisedDataset(data_path, small_processor, image_folder, max_num_frames=2)
-    loader = DataLoader(dataset, 5, collate_fn=Collator(0), num_workers=num_workers)
+    loader = DataLoader(
+        dataset, 5, collate_fn=Collator(0, small_processor.image_token_id), num_workers=num_workers
+    )
     (batch,) = loader
     assert batch["attention_mask"].sum(1).tolist() == dataset.lengths()
     assert len(batch["image_sizes"]) == 6
@@ -140,7 +142,7 @@ def test_a_vanished_picture_is_an_error_or_a_place_that_trains_nothing(
         datasets["error"][1]
     assert len(datasets["skip"]) == 2
     for padding_free in (False, True):
-        collator = Collator(0, padding_free=padding_free)
+        collator = Collator(0, small_processor.image_token_id, padding_free=padding_free)
         batch = collator([datasets["skip"][1], datasets["skip"][0]])
         assert batch["num_bad_records"] == 1
         alone = collator([datasets["skip"][0]])

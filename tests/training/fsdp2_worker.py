@@ -55,7 +55,7 @@ def main() -> None:
         distributed.init_process_group("gloo")
     processor = load_processor(base, num_crops=2)
     dataset = SupervisedDataset(data, processor, folder, max_num_frames=2)
-    collate = Collator(processor.tokenizer.pad_token_id)
+    collate = Collator(processor.tokenizer.pad_token_id, processor.image_token_id)
     model = build(base, method)
     if several:
         shard(model)

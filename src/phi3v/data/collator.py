@@ -1,6 +1,6 @@
 """Joins examples into one batch: a row without padding, or padded rows.
 
-Letters: B examples, T tokens, C crops, S crop size, L labels.
+Letters: B examples, T tokens, C crops, S crop size, L labels, M image tokens.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ class Collator:
     """
 
     def __init__(
-        self, pad_token_id: int, image_token_id: int = -1, *, padding_free: bool = False
+        self, pad_token_id: int, image_token_id: int, *, padding_free: bool = False
     ) -> None:
         self.pad_token_id = pad_token_id
         self.image_token_id = image_token_id
@@ -40,9 +40,10 @@ class Collator:
 
         Returns:
             Padded: ``input_ids``, ``attention_mask`` and ``labels``, int64 (B, T). Without padding:
-            ``input_ids`` and ``labels`` (1, T), ``segments`` (see ``phi3v.model.segments``) and
-            ``label_places`` (L,). If there are pictures: ``pixel_values``, uint8 (C, 3, S, S), and
-            ``image_sizes``, list of (height, width), both of all pictures in row order. If records
+            ``input_ids`` and ``labels`` (1, T) and ``segments`` (see ``phi3v.model.segments``).
+            Always ``label_places`` (L,), in the flattened row(s). If there are pictures:
+            ``image_places`` (M,) likewise, ``pixel_values``, uint8 (C, 3, S, S), and
+            ``image_sizes``, list of (height, width), of all pictures in row order. If records
             could not be read: ``num_bad_records``; the trainer takes it out.
         """
         if not examples:
@@ -59,20 +60,25 @@ class Collator:
     def _pad(self, groups: Sequence[Group]) -> dict[str, Any]:
         examples = [example for group in groups for example in group]
         ids = [example["input_ids"] for example in examples]
+        rows = pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id)
+        labels = pad_sequence(
+            [example["labels"] for example in examples],
+            batch_first=True,
+            padding_value=IGNORE_INDEX,
+        )
+        predicted = labels != IGNORE_INDEX
+        predicted[:, 0] = False
         return (
             {
-                "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+                "input_ids": rows,
                 # From the lengths, never from the ids: a text may hold the pad token itself.
                 "attention_mask": pad_sequence(
                     [torch.ones_like(row) for row in ids], batch_first=True
                 ),
-                "labels": pad_sequence(
-                    [example["labels"] for example in examples],
-                    batch_first=True,
-                    padding_value=IGNORE_INDEX,
-                ),
+                "labels": labels,
+                "label_places": _places(predicted),
             }
-            | _join_pictures(examples)
+            | _join_pictures(examples, rows == self.image_token_id)
             | _count_bad(examples)
         )
 
@@ -111,15 +117,15 @@ def pack_row(groups: Sequence[Group], image_token_id: int) -> dict[str, Any]:
             labels[-1][0] = IGNORE_INDEX
             segments.append((len(own), prefix_start if prefix else 0, prefix))
             start += len(own)
-    row_labels = torch.cat(labels)
+    row, row_labels = torch.cat(ids), torch.cat(labels)
     return (
         {
-            "input_ids": torch.cat(ids)[None],
+            "input_ids": row[None],
             "labels": row_labels[None],
             "segments": segments,
-            "label_places": (row_labels != IGNORE_INDEX).nonzero()[:, 0],
+            "label_places": _places(row_labels != IGNORE_INDEX),
         }
-        | _join_pictures(pictured)
+        | _join_pictures(pictured, row == image_token_id)
         | _count_bad(one for group in groups for one in group)
     )
 
@@ -171,10 +177,19 @@ def _count_bad(examples: Iterable[Example]) -> dict[str, Any]:
     return {"num_bad_records": num_bad} if num_bad else {}
 
 
-def _join_pictures(examples: Sequence[Example]) -> dict[str, Any]:
+def _places(wanted: Tensor) -> Tensor:
+    """List the places of a mask in the flattened rows; on the CPU, where nobody has to wait."""
+    return wanted.flatten().nonzero()[:, 0]
+
+
+def _join_pictures(examples: Sequence[Example], image_places: Tensor) -> dict[str, Any]:
     pixels = [example["pixel_values"] for example in examples if "pixel_values" in example]
     if not pixels:
         return {}
     sizes = [size for example in examples for size in example["image_sizes"]]
     joined = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
-    return {"pixel_values": joined, "image_sizes": sizes}
+    return {
+        "pixel_values": joined,
+        "image_sizes": sizes,
+        "image_places": _places(image_places),
+    }

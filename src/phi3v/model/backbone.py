@@ -88,6 +88,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
         input_ids: Tensor,
         pixel_values: Tensor | None,
         image_sizes: Tensor | Sequence[Sequence[int]] | None,
+        image_places: Tensor | None = None,
     ) -> Tensor:
         """Look up the tokens and write the image tokens to their places.
 
@@ -96,6 +97,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
                 published form).
             pixel_values: Pixels of all images of all rows in row order, or None.
             image_sizes: (N, 2) padded heights and widths, or None.
+            image_places: (M,) places of the image tokens in the flattened (B * T), or None to find
+                them.
 
         Returns:
             (B, T, H).
@@ -103,6 +106,12 @@ class Phi3VModel(Phi3VPreTrainedModel):
         Raises:
             ValueError: Number of places and of image tokens differ, or one of the two is missing.
         """
+        if image_places is not None and pixel_values is not None and image_sizes is not None:
+            features = self.vision_embed_tokens(pixel_values, image_sizes)
+            self._check_places(image_places.numel(), features.shape[0])
+            embeds = self.embed_tokens(input_ids.clamp(min=0))
+            flat = embeds.flatten(0, 1).index_copy(0, image_places, features.to(embeds.dtype))
+            return self.embed_dropout(flat.view_as(embeds))
         places = (input_ids == self.config.image_token_id) | (input_ids < 0)
         embeds = self.embed_tokens(input_ids.masked_fill(places, 0))
         if pixel_values is None:
@@ -116,19 +125,20 @@ class Phi3VModel(Phi3VPreTrainedModel):
         if image_sizes is None:
             raise ValueError("pixel_values came without image_sizes; pass both from the processor")
         features = self.vision_embed_tokens(pixel_values, image_sizes)
-        self._check_places(places, features.shape[0])
+        if places.device.type == "cpu":
+            self._check_places(int(places.sum()), features.shape[0])
+        else:
+            torch._assert_async(places.sum() == features.shape[0])
         index = (places.flatten().cumsum(0) - 1).clamp(min=0, max=features.shape[0] - 1)
         spread = features.to(embeds.dtype)[index].view_as(embeds)
         return self.embed_dropout(torch.where(places[..., None], spread, embeds))
 
     @staticmethod
-    def _check_places(places: Tensor, num_features: int) -> None:
-        if places.device.type != "cpu":
-            torch._assert_async(places.sum() == num_features)
-        elif (found := int(places.sum())) != num_features:
+    def _check_places(num_places: int, num_features: int) -> None:
+        if num_places != num_features:
             raise ValueError(
-                f"input_ids hold {found} image places but the images make {num_features} tokens; "
-                "was a sequence cut inside an image, or are image_sizes those of other images?"
+                f"input_ids hold {num_places} image places but the images make {num_features} "
+                "tokens; was a sequence cut inside an image, or are image_sizes those of other images?"
             )
 
     def _linked(self, embeds: Tensor) -> Tensor:
@@ -154,6 +164,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
         use_cache: bool | None = None,
         document_lengths: Tensor | None = None,
         segments: Sequence[Sequence[int]] | None = None,
+        image_places: Tensor | None = None,
         output_hidden_states: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -167,7 +178,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
             raise ValueError("pass either input_ids or inputs_embeds, not both and not neither")
         if inputs_embeds is None:
             assert input_ids is not None
-            inputs_embeds = self.embed(input_ids, pixel_values, image_sizes)
+            inputs_embeds = self.embed(input_ids, pixel_values, image_sizes, image_places)
         if segments is not None:
             row = prepare_segments(self.config, [Segment(*one) for one in segments], inputs_embeds)
         else:

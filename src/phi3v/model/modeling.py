@@ -48,6 +48,7 @@ class Phi3VForCausalLM(  # type: ignore[misc]
         document_lengths: Tensor | None = None,
         segments: Sequence[Sequence[int]] | None = None,
         label_places: Tensor | None = None,
+        image_places: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -75,6 +76,7 @@ class Phi3VForCausalLM(  # type: ignore[misc]
                 length); see ``phi3v.model.segments``. Mask and positions follow from it.
             label_places: (L,) places of the labels in the flattened (B * T), if the caller knows
                 them: finding them makes the host wait for the device.
+            image_places: (M,) places of the image tokens likewise.
             output_hidden_states: Return the input of every layer.
             return_dict: False gives a plain tuple.
             **kwargs: Handed to the attention kernel.
@@ -97,6 +99,7 @@ class Phi3VForCausalLM(  # type: ignore[misc]
             use_cache=use_cache if labels is None else False,
             document_lengths=document_lengths,
             segments=segments,
+            image_places=image_places,
             output_hidden_states=bool(output_hidden_states),
             **kwargs,
         )

@@ -43,7 +43,8 @@ def inverse_frequencies(config: Phi3VConfig, device: torch.device) -> tuple[Tens
     if config.rope_scaling is None:
         return 1.0 / base, 1.0 / base
     short, long = (
-        torch.tensor(config.rope_scaling[key], dtype=torch.float32, device=device)
+        # A copy that does not wait: this runs in every step.
+        torch.tensor(config.rope_scaling[key], dtype=torch.float32).to(device, non_blocking=True)
         for key in ("short_factor", "long_factor")
     )
     return 1.0 / (short * base), 1.0 / (long * base)
@@ -67,14 +68,14 @@ def rotary_tables(
     Returns:
         cos and sin, each (B, T, 2E).
     """
-    with torch.autocast(device_type=position_ids.device.type, enabled=False):
-        short, long = inverse_frequencies(config, position_ids.device)
-        is_long = document_lengths > config.original_max_position_embeddings
-        frequencies = torch.where(is_long[..., None], long, short)
-        angles = position_ids[..., None].float() * frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        scale = attention_scale(config)
-        return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
+    short, long = inverse_frequencies(config, position_ids.device)
+    is_long = document_lengths > config.original_max_position_embeddings
+    frequencies = torch.where(is_long[..., None], long, short)
+    # Products and sines keep float32 under autocast too.
+    angles = position_ids[..., None].float() * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    scale = attention_scale(config)
+    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
 
 def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -155,6 +155,13 @@ class Phi3VTrainingArguments(TrainingArguments):
         default_factory=lambda: ["tensorboard"],
         metadata={"help": "tensorboard, wandb, none, or several."},
     )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave losses that are no numbers out of the log; the host then waits for the "
+            "device in every batch."
+        },
+    )
     dataloader_num_workers: int = field(
         default=4, metadata={"help": "Processes that read pictures and videos."}
     )

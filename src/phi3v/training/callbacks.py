@@ -95,15 +95,10 @@ class GradientCheck(TrainerCallback):
 
 
 class TokenCounter:
-    """Counts the tokens of the batches on their device, without waiting for it.
-
-    Attributes:
-        total: Places of all batches, padding included.
-        real: Places without padding.
-        supervised: Places with a label.
-    """
+    """Counts the tokens of the batches on their device, without waiting for it."""
 
     def __init__(self) -> None:
+        self._places = 0
         self._counts: torch.Tensor | None = None
         self._started = time.perf_counter()
         self._last = (self._started, 0)
@@ -113,20 +108,24 @@ class TokenCounter:
         labels = batch["labels"]
         # A row without padding has no mask.
         mask = batch.get("attention_mask", torch.ones_like(labels))
-        counts = torch.stack([mask.new_tensor(mask.numel()), mask.sum(), labels.ne(-100).sum()])
+        self._places += mask.numel()
+        counts = torch.stack([mask.sum(), labels.ne(-100).sum()])
         self._counts = counts if self._counts is None else self._counts + counts
 
     def read(self) -> tuple[int, int, int]:
         """Return (places, real tokens, supervised tokens) so far."""
         if self._counts is None:
             return 0, 0, 0
-        total, real, supervised = self._counts.tolist()
-        return total, real, supervised
+        real, supervised = self._counts.tolist()
+        return self._places, real, supervised
 
     def sum_over_processes(self, accelerator: Any) -> None:
         """Add up the counts of all processes; every one of them must call this."""
         if self._counts is not None:
-            self._counts = accelerator.reduce(self._counts, reduction="sum")
+            places = self._counts.new_tensor([self._places])
+            counts = torch.cat([places, self._counts])
+            self._places, *both = accelerator.reduce(counts, reduction="sum").tolist()
+            self._counts = torch.tensor(both)
 
     def rate(self) -> float:
         """Return real tokens per second since the last call."""

@@ -82,7 +82,8 @@ class Phi3VTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Batch validation samples as padded rows: a sample that only fills up is then one row."""
         collator = self.data_collator
-        self.data_collator = Collator(self.processor.tokenizer.pad_token_id)
+        tokenizer = self.processor.tokenizer
+        self.data_collator = Collator(tokenizer.pad_token_id, self.processor.image_token_id)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
