@@ -108,7 +108,13 @@ def test_merged_folder_holds_exactly_a_published_one(base_folder: Path, tmp_path
     write_adapter(base, tmp_path / "adapter")
     target = merge(tmp_path / "adapter", tmp_path / "merged")
     assert sorted(path.name for path in target.iterdir()) == [
-        *("config.json", "generation_config.json", "model.safetensors", "modeling_phi3_v.py"),
+        *(
+            "config.json",
+            "generation_config.json",
+            "manifest.json",
+            "model.safetensors",
+            "modeling_phi3_v.py",
+        ),
         *("preprocessor_config.json", "special_tokens_map.json", "tokenizer.json"),
         "tokenizer_config.json",
     ]

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from phi3v.model.durable import seal
 from phi3v.training.output import RUN_FILE, choose_checkpoint, clear_earlier_run
 
 
@@ -12,6 +13,7 @@ def run_folder(folder: Path) -> Path:
     for step in (2, 10):
         (folder / f"checkpoint-{step}").mkdir()
         (folder / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+        seal(folder / f"checkpoint-{step}")
     return folder
 
 

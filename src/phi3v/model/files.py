@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from phi3v.model.configuration import PUBLISHED_REPOSITORY
+from phi3v.model.durable import check_sealed_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -51,6 +52,7 @@ def check_weight_files(folder: Path) -> None:
         FileNotFoundError: No weights, or a shard that the index names is missing.
         ValueError: A file is truncated or damaged.
     """
+    check_sealed_weights(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shards = read_json(index).get("weight_map")
@@ -108,6 +110,7 @@ def check_adapter_files(folder: Path) -> None:
         FileNotFoundError: No weights.
         ValueError: The file is truncated or damaged.
     """
+    check_sealed_weights(folder)
     file = folder / "adapter_model.safetensors"
     if file.is_file():
         _check_whole(file)

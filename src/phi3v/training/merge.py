@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 
+from phi3v.model.durable import put_in_place, seal
 from phi3v.model.files import check_weight_files
 from phi3v.model.loading import (
     base_of_adapter,
@@ -71,12 +72,13 @@ def merge(
         else:
             _merge_in_memory(adapter_folder, base_folder, partial)
         _write_other_files(adapter_folder, base_folder, partial)
+        seal(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
+    attic = target.with_name(target.name + ".replaced")
+    put_in_place(partial, target, attic)
+    shutil.rmtree(attic, ignore_errors=True)
     return target
 
 

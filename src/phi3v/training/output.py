@@ -1,14 +1,23 @@
 """Rules of the output folder: nothing of the user's is lost, no run is resumed unasked."""
 
 import json
+import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
-
+from phi3v.model.durable import MANIFEST, find_damage, is_sealed, write_text
+from phi3v.training.checkpoints import (
+    STATE_FILE,
+    UNFINISHED,
+    checkpoints_of,
+    finish_unfinished,
+    newest_complete,
+)
 from phi3v.training.flags import RunArguments, as_yaml
 from phi3v.training.parts import Row
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.yaml"
 PARTS_FILE = "parts.json"
@@ -20,8 +29,10 @@ _RESULTS = (
     "model.safetensors.index.json",
     "config.json",
     PARTS_FILE,
-    "trainer_state.json",
+    STATE_FILE,
+    MANIFEST,
 )
+_YES, _NO = ("true", "yes", "1"), ("false", "no", "0")
 
 
 def choose_checkpoint(folder: Path, resume: str | None, *, overwrite: bool) -> str | None:
@@ -29,7 +40,8 @@ def choose_checkpoint(folder: Path, resume: str | None, *, overwrite: bool) -> s
 
     Args:
         folder: Output folder of the run.
-        resume: ``--resume_from_checkpoint``: a folder, ``true`` for the newest one, or None.
+        resume: ``--resume_from_checkpoint``: a folder, ``true`` for the newest one that is whole,
+            ``auto`` for the same or a new start where there is none, or None.
         overwrite: ``--overwrite_output_dir``.
 
     Returns:
@@ -38,14 +50,24 @@ def choose_checkpoint(folder: Path, resume: str | None, *, overwrite: bool) -> s
     Raises:
         FileExistsError: The folder is not empty and the flags do not say what to do with it.
         FileNotFoundError: There is no checkpoint to resume from.
-        ValueError: Two flags contradict each other.
+        ValueError: Two flags contradict each other, or the checkpoint is damaged.
     """
-    wants_resume = resume is not None and resume.lower() not in ("false", "no", "0")
+    wants_resume = resume is not None and resume.lower() not in _NO
     if wants_resume and overwrite:
         raise ValueError("--resume_from_checkpoint contradicts --overwrite_output_dir")
-    if wants_resume:
-        assert resume is not None
-        return _checkpoint_to_resume(folder, resume)
+    if resume is not None and wants_resume:
+        if resume.lower() in (*_YES, "auto"):
+            newest = _newest(folder)
+        else:
+            newest = _named(folder, Path(resume))
+        if newest is not None:
+            return str(newest)
+        if resume.lower() != "auto":
+            raise FileNotFoundError(
+                f"--resume_from_checkpoint {resume}: there is no checkpoint-* in {folder} that is "
+                "whole; leave the flag out to start anew"
+            )
+        overwrite = is_without_result(folder)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"--output_dir {folder} is a file; name a folder")
     if not folder.is_dir() or not any(folder.iterdir()) or overwrite:
@@ -62,21 +84,41 @@ def choose_checkpoint(folder: Path, resume: str | None, *, overwrite: bool) -> s
     )
 
 
-def _checkpoint_to_resume(folder: Path, resume: str) -> str:
-    if resume.lower() in ("true", "yes", "1"):
-        newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        if newest is None:
-            raise FileNotFoundError(
-                f"--resume_from_checkpoint true: there is no checkpoint-* in {folder}; leave the "
-                "flag out to start anew"
-            )
-        return newest
-    if not (Path(resume) / "trainer_state.json").is_file():
+def is_without_result(folder: Path) -> bool:
+    """Say whether a folder holds a run of ours that was stopped before it had any result."""
+    results = set(_RESULTS) - {PARTS_FILE}
+    return (folder / RUN_FILE).is_file() and not any(
+        path for pattern in results for path in folder.glob(pattern)
+    )
+
+
+def _newest(folder: Path) -> Path | None:
+    if not folder.is_dir():
+        return None
+    finish_unfinished(folder)
+    newest, passed = newest_complete(folder)
+    for reason in passed:
+        logger.warning("not resumed from %s", reason)
+    return newest
+
+
+def _named(folder: Path, checkpoint: Path) -> Path:
+    flag = f"--resume_from_checkpoint {checkpoint}"
+    if not (checkpoint / STATE_FILE).is_file():
         raise FileNotFoundError(
-            f"--resume_from_checkpoint {resume}: no trainer_state.json there; name a checkpoint-* "
-            "folder, or true for the newest one of --output_dir"
+            f"{flag}: no {STATE_FILE} there; name a checkpoint-* folder, or true for the newest "
+            "one of --output_dir"
         )
-    return resume
+    if not is_sealed(checkpoint):
+        logger.warning("%s: it has no %s, so nobody can say if it is whole", flag, MANIFEST)
+    elif damage := find_damage(checkpoint, digests=True):
+        raise ValueError(
+            f"{flag} is damaged: {damage}; name another one, or true for the newest that is whole"
+        )
+    newer = [path.name for path in checkpoints_of(folder) if path.parent == checkpoint.parent]
+    if newer and newer[-1] != checkpoint.name:
+        logger.warning("%s: newer ones stay until this run reaches them: %s", flag, newer[-1])
+    return checkpoint
 
 
 def clear_earlier_run(folder: Path) -> list[str]:
@@ -89,6 +131,7 @@ def clear_earlier_run(folder: Path) -> list[str]:
         return []
     results = {path for pattern in _RESULTS for path in folder.glob(pattern)}
     checkpoints = {path for path in folder.glob("checkpoint-*") if path.is_dir()}
+    checkpoints |= {path for path in [folder / UNFINISHED] if path.is_dir()}
     for path in results:
         path.unlink()
     for path in checkpoints:
@@ -99,6 +142,6 @@ def clear_earlier_run(folder: Path) -> list[str]:
 def write_run_files(folder: Path, arguments: RunArguments, rows: list[Row]) -> None:
     """Write the arguments and the table of parts; they mark the folder as a run of ours."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RUN_FILE).write_text(as_yaml(arguments), encoding="utf-8")
     table = json.dumps([asdict(row) for row in rows], indent=2)
-    (folder / PARTS_FILE).write_text(table + "\n", encoding="utf-8")
+    write_text(folder / PARTS_FILE, table + "\n")
+    write_text(folder / RUN_FILE, as_yaml(arguments))

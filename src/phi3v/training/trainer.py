@@ -1,26 +1,23 @@
 """The library's Trainer with our parameter groups, counters and form of checkpoints."""
 
-import os
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, ProgressCallback, Trainer
+from transformers import EarlyStoppingCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from phi3v.data.collator import Collator
 from phi3v.data.packing import BalancedSampler, PackedDataset
 from phi3v.model.processing import Phi3VProcessor
-from phi3v.model.saving import save_checkpoint
-from phi3v.training.adapters import is_wrapped, save_adapter
 from phi3v.training.arguments import LoraArguments, Phi3VTrainingArguments
 from phi3v.training.callbacks import GradientCheck, ProgressBar, TokenCounter
 from phi3v.training.optimizer import parameter_groups
-from phi3v.training.sharding import frozen_copies
+from phi3v.training.saving import SavingTrainer
 
 
-class Phi3VTrainer(Trainer):
+class Phi3VTrainer(SavingTrainer):
     """Trains a bare or wrapped model.
 
     Args:
@@ -36,12 +33,9 @@ class Phi3VTrainer(Trainer):
     def __init__(
         self, *, base_folder: str, lora: LoraArguments, processor: Phi3VProcessor, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
-        self.processor = processor
-        self.base_folder = base_folder
+        super().__init__(base_folder=base_folder, processor=processor, **kwargs)
         self.lora = lora
         self.tokens = TokenCounter()
-        self._result_dtype: torch.dtype | None = None
         self.add_callback(GradientCheck())
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
@@ -132,48 +126,3 @@ class Phi3VTrainer(Trainer):
         if "loss" in logs:
             logs["tokens_per_second"] = round(self.tokens.rate(), 1)
         super().log(logs, *args)
-
-    def save_result(self, dtype: torch.dtype) -> None:
-        """Write the output folder; a whole model in the type that it ran in, as the published ones.
-
-        Checkpoints keep the float32 weights that training goes on from.
-        """
-        model = self.accelerator.unwrap_model(self.model)
-        if not is_wrapped(model):
-            for parameter in model.parameters():
-                if not hasattr(parameter, "ds_id"):
-                    parameter.data = parameter.data.to(dtype)
-            self._result_dtype = dtype
-        self.save_model()
-        self.save_state()
-
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
-        """Write the adapter, or the whole model in the published form; on the first process.
-
-        All processes come here: the sharded rest of an adapter is gathered first.
-        """
-        folder = output_dir or self.args.output_dir
-        assert folder is not None
-        model: Any = self.accelerator.unwrap_model(self.model)
-        copies = frozen_copies(model)
-        if not self.args.should_save:
-            return
-        os.makedirs(folder, exist_ok=True)
-        if is_wrapped(model):
-            if state_dict is not None:
-                state_dict = copies | state_dict
-            save_adapter(model, folder, state_dict=state_dict)
-            self.processor.save_pretrained(folder)
-        else:
-            if state_dict is not None and self._result_dtype is not None:
-                # FSDP gathers from what it keeps itself, not from the parameters cast above.
-                state_dict = {name: v.to(self._result_dtype) for name, v in state_dict.items()}
-            save_checkpoint(
-                model,
-                self.processor,
-                folder,
-                base=self.base_folder,
-                state_dict=state_dict,
-            )

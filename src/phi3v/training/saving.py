@@ -1,0 +1,125 @@
+"""How a run is saved: checkpoints and the result appear whole, in our form."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from phi3v.model.durable import sync_folder
+from phi3v.model.processing import Phi3VProcessor
+from phi3v.model.saving import save_checkpoint
+from phi3v.training.adapters import is_wrapped, save_adapter
+from phi3v.training.checkpoints import (
+    STATE_FILE,
+    UNFINISHED,
+    explained,
+    finish_result,
+    finish_writing,
+    result_aside,
+    start_writing,
+)
+from phi3v.training.sharding import frozen_copies
+
+
+class SavingTrainer(Trainer):
+    """The library's Trainer, writing aside and renaming.
+
+    Args:
+        base_folder: Folder or hub id of the base model; its code files are carried along.
+        processor: Written beside every checkpoint.
+        **kwargs: Those of ``transformers.Trainer``.
+    """
+
+    def __init__(self, *, base_folder: str, processor: Phi3VProcessor, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.base_folder = base_folder
+        self.processor = processor
+        self._result_dtype: torch.dtype | None = None
+        self._is_saving = False
+
+    def save_result(self, dtype: torch.dtype) -> None:
+        """Write the output folder; a whole model in the type that it ran in, as the published ones.
+
+        Checkpoints keep the float32 weights that training goes on from.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if not is_wrapped(model):
+            for parameter in model.parameters():
+                if not hasattr(parameter, "ds_id"):
+                    parameter.data = parameter.data.to(dtype)
+            self._result_dtype = dtype
+        folder = Path(str(self.args.output_dir))
+        with explained(folder, "the result"):
+            aside = result_aside(folder)
+            if self.args.should_save:
+                shutil.rmtree(aside, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            self.save_model(str(aside))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.state.save_to_json(str(aside / STATE_FILE))
+                finish_result(folder)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, UNFINISHED) if self._is_saving else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write the checkpoint aside as the library does; it gets its name when it is whole."""
+        folder, step = Path(super()._get_output_dir(trial)), self.state.global_step
+        aside = folder / UNFINISHED / f"checkpoint-{step}"
+        with explained(folder, aside.name):
+            if self.args.should_save:
+                start_writing(folder, step)
+            self.accelerator.wait_for_everyone()
+            self._is_saving = True
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._is_saving = False
+            if self.state.best_model_checkpoint == str(aside):
+                self.state.best_model_checkpoint = str(folder / aside.name)
+                if self.args.should_save:
+                    self.state.save_to_json(str(aside / STATE_FILE))
+            if self.args.local_process_index == 0:
+                # Each machine brings what its processes wrote onto the disk.
+                sync_folder(aside)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+                finish_writing(folder, step, limit=limit, best=best)
+            self.accelerator.wait_for_everyone()
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        """Write the adapter, or the whole model in the published form; on the first process.
+
+        All processes come here: the sharded rest of an adapter is gathered first.
+        """
+        folder = output_dir or self.args.output_dir
+        assert folder is not None
+        model: Any = self.accelerator.unwrap_model(self.model)
+        copies = frozen_copies(model)
+        if not self.args.should_save:
+            return
+        os.makedirs(folder, exist_ok=True)
+        if is_wrapped(model):
+            if state_dict is not None:
+                state_dict = copies | state_dict
+            save_adapter(model, folder, state_dict=state_dict)
+            self.processor.save_pretrained(folder)
+        else:
+            if state_dict is not None and self._result_dtype is not None:
+                # FSDP gathers from what it keeps itself, not from the parameters cast above.
+                state_dict = {name: v.to(self._result_dtype) for name, v in state_dict.items()}
+            save_checkpoint(
+                model,
+                self.processor,
+                folder,
+                base=self.base_folder,
+                state_dict=state_dict,
+            )
