@@ -1,10 +1,12 @@
 """Conversations of every kind, and the way to their examples."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from phi3v.data.encoding import Example, encode_record
-from phi3v.data.records import Record, parse_record
+from phi3v.data.records import Place, Record, parse_record
 from phi3v.model.processing import Phi3VProcessor
 
 CONVERSATIONS: dict[str, dict[str, Any]] = {
@@ -55,7 +57,7 @@ def record_of(turns: list[str], system: str | None = None, **media: Any) -> Reco
     entries = [] if system is None else [{"from": "system", "value": system}]
     for number, text in enumerate(turns):
         entries.append({"from": ("human", "gpt")[number % 2], "value": text})
-    return parse_record({"id": "a17", "conversations": entries, **media}, 16, "data.json")
+    return parse_record({"id": "a17", "conversations": entries, **media}, Place("data.json", 16))
 
 
 def encode(
@@ -66,5 +68,31 @@ def encode(
     max_num_frames: int = 2,
 ) -> Example:
     return encode_record(
-        record, processor, image_folder, max_seq_length, max_num_frames=max_num_frames
+        in_folder(record, image_folder), processor, max_seq_length, max_num_frames=max_num_frames
     )
+
+
+def in_folder(record: Record, folder: Path) -> Record:
+    """Give a record whose media lie in a folder."""
+    turns = (
+        replace(turn, media=tuple(replace(one, folder=folder) for one in turn.media))
+        for turn in record.turns
+    )
+    return replace(record, turns=tuple(turns))
+
+
+class Listed(list[Any]):
+    """Raw records in memory, as a source."""
+
+    def __init__(self, raw: Iterable[Any], folder: Path | None = None, file: str = "data.json"):
+        super().__init__(raw)
+        self.folder, self.file = folder, file
+
+    def place(self, number: int) -> Place:
+        return Place(self.file, number)
+
+    def image_folder(self, number: int) -> Path | None:
+        return self.folder
+
+    def fingerprint(self) -> str:
+        return f"{list(self)} {self.folder}"

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.data.clips import write_clip
-from tests.data.conversations import CONVERSATIONS
+from tests.data.conversations import CONVERSATIONS, Listed
 
 from phi3v.data.check import main
 from phi3v.data.encoding import encode_record
 from phi3v.data.inspection import InspectionSettings
 from phi3v.data.options import MediaOptions
-from phi3v.data.records import parse_record
+from phi3v.data.records import Place, parse_record
 from phi3v.data.survey import survey_records
 from phi3v.model.processing import Phi3VProcessor
 
@@ -130,7 +130,7 @@ def test_every_fault_of_thousands_is_found_and_none_invented(
     for place, index in enumerate(sorted(mutated)):
         list(MUTATIONS.values())[place % len(MUTATIONS)](records[index], rng)
     survey = survey_records(
-        records, small_processor, InspectionSettings("data.json", str(folder)), num_workers=2
+        Listed(records, folder), small_processor, InspectionSettings(), num_workers=2
     )
     assert set(np.flatnonzero(~survey.is_good())) == mutated
     assert [finding.index for finding in survey.findings] == sorted(mutated)
@@ -153,11 +153,11 @@ def test_predicted_lengths_are_those_of_the_examples(
     entries = [] if system is None else [{"from": "system", "value": system}]
     entries += [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(turns)]
     raw = {"conversations": entries, **case}
-    settings = InspectionSettings("data.json", str(image_folder), limit, max_num_frames=2)
-    survey = survey_records([raw], processor, settings)
-    record = parse_record(raw, 0, "data.json")
+    settings = InspectionSettings(limit, max_num_frames=2)
+    survey = survey_records(Listed([raw], image_folder), processor, settings)
+    record = parse_record(raw, Place("data.json", 0), image_folder)
     if survey.is_good()[0]:
-        example = encode_record(record, processor, image_folder, limit, max_num_frames=2)
+        example = encode_record(record, processor, limit, max_num_frames=2)
         assert survey.lengths.tolist() == [len(example["input_ids"])]
         assert survey.num_supervised[0] == (example["labels"][1:] != -100).sum()
         assert survey.num_pictures[0] == len(example["image_sizes"])
@@ -166,7 +166,7 @@ def test_predicted_lengths_are_those_of_the_examples(
     else:
         assert survey.findings[0].reason == "too_long"
         with pytest.raises(ValueError, match=f"{survey.lengths[0]} tokens up to"):
-            encode_record(record, processor, image_folder, limit, max_num_frames=2)
+            encode_record(record, processor, limit, max_num_frames=2)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -184,14 +184,13 @@ def test_predicted_lengths_hold_for_many_sizes_and_orientations(
         entries = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "b"}]
         records.append({"conversations": entries, "image": f"{number}.{ending}"})
     options = MediaOptions(exif_orientation=turned)
-    settings = InspectionSettings("data.json", str(tmp_path), media=options)
-    survey = survey_records(records, small_processor, settings)
+    settings = InspectionSettings(media=options)
+    survey = survey_records(Listed(records, tmp_path), small_processor, settings)
     assert not survey.findings
     for index, raw in enumerate(records):
         example = encode_record(
-            parse_record(raw, index),
+            parse_record(raw, Place("data.json", index), tmp_path),
             small_processor,
-            tmp_path,
             131072,
             max_num_frames=2,
             media_options=options,
@@ -235,17 +234,20 @@ def test_damage_inside_a_picture_is_found_by_deep_only(
     turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "b"}]
     records = [{"conversations": turns, "image": "a.png"}]
     for deep in (False, True):
-        settings = InspectionSettings("data.json", str(tmp_path), deep=deep)
-        assert len(survey_records(records, small_processor, settings).findings) == deep
+        settings = InspectionSettings(deep=deep)
+        survey = survey_records(Listed(records, tmp_path), small_processor, settings)
+        assert len(survey.findings) == deep
 
 
 def test_a_record_that_kills_its_process_is_named(small_processor: Phi3VProcessor) -> None:
-    survey = survey_records(_Deadly(), small_processor, InspectionSettings("d.json"), num_workers=2)
+    survey = survey_records(
+        _Deadly([], file="d.json"), small_processor, InspectionSettings(), num_workers=2
+    )
     assert [(one.index, one.reason) for one in survey.findings] == [(40, "crash")]
     assert survey.findings[0].messages[0].startswith("record '40' (index 40 of d.json): the proc")
 
 
-class _Deadly(list[Any]):
+class _Deadly(Listed):
     def __len__(self) -> int:
         return 70
 

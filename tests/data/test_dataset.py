@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.data.conversations import Listed
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
@@ -71,7 +72,7 @@ def test_fault_22_records_beyond_the_limit_are_dropped_and_counted(
     counts = dataset.drop_too_long()
     assert counts.num_dropped_samples == len(long) > 0
     assert (counts.num_shortened_samples, counts.num_dropped_turns) == (1, 2)
-    kept = [dataset.record(position).where[1] for position in range(len(dataset))]
+    kept = [dataset.record(position).where.index for position in range(len(dataset))]
     assert kept == [index for index in range(5) if index not in long]
     assert max(dataset.lengths()) <= limit
 
@@ -156,9 +157,10 @@ def test_a_survey_gives_lengths_drops_and_refuses_like_the_data_set(
         dataset, other = (
             SupervisedDataset(data_path, small_processor, image_folder, limit) for _ in range(2)
         )
-        settings = InspectionSettings(str(data_path), str(image_folder), limit)
-        survey = survey_records(MIXED, small_processor, settings)
-        key = survey_key(small_processor, settings)
+        settings = InspectionSettings(limit)
+        source = Listed(MIXED, image_folder)
+        survey = survey_records(source, small_processor, settings)
+        key = survey_key(source, small_processor, settings)
         save_survey(cache_path(data_path), key, survey)
         stored = load_survey(cache_path(data_path), key)
         assert stored is not None and load_survey(cache_path(data_path), "other") is None

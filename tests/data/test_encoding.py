@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.data.conversations import CONVERSATIONS, encode, record_of
+from tests.data.conversations import CONVERSATIONS, encode, in_folder, record_of
 from tests.golden_cases import case, tensors
 
 from phi3v.data.encoding import IGNORE_INDEX, Example, lay_out
 from phi3v.data.media import load_image, sample_frames
-from phi3v.data.records import Record, parse_record
+from phi3v.data.records import Place, Record, parse_record
 from phi3v.model.processing import Phi3VProcessor
 
 
@@ -105,7 +105,7 @@ def test_layout_knows_the_length_and_the_pictures_without_pixels(
     name: str, processor: Phi3VProcessor, image_folder: Path
 ) -> None:
     record = record_of(**CONVERSATIONS[name])
-    layout = lay_out(record, processor, image_folder, 131072, max_num_frames=2)
+    layout = lay_out(in_folder(record, image_folder), processor, 131072, max_num_frames=2)
     example = encode(record, processor, image_folder)
     assert layout.input_ids == example["input_ids"].tolist()
     places = (example["input_ids"] == processor.image_token_id).sum()
@@ -134,7 +134,7 @@ def test_seed_rows_differ_from_ours_in_the_first_bos_and_the_labelled_newlines_o
 ) -> None:
     item, stored = case(golden, "upstream_sft"), tensors(golden, "upstream_sft")
     for row in item["items"]:
-        record = parse_record(row["record"], 0)
+        record = parse_record(row["record"], Place("data.json", 0))
         example = encode(record, published_processor, golden / "images")
         ids, labels = stored[f"{row['key']}/input_ids"], stored[f"{row['key']}/labels"]
         places = ids < 0
@@ -180,7 +180,7 @@ SEED_RECORDS = [
 def test_the_seeds_example_records_work(
     raw: dict[str, Any], num_pictures: int, small_processor: Phi3VProcessor, image_folder: Path
 ) -> None:
-    record = parse_record(json.loads(json.dumps(raw)), 0)
+    record = parse_record(json.loads(json.dumps(raw)), Place("data.json", 0))
     example = encode(record, small_processor, image_folder, max_num_frames=10)
     assert len(example["image_sizes"]) == num_pictures
     assert example["pixel_values"].dtype == torch.uint8

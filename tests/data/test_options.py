@@ -13,7 +13,7 @@ from phi3v.data.fetching import fetch
 from phi3v.data.frames import plan_runs
 from phi3v.data.media import image_size, load_image
 from phi3v.data.options import MediaOptions
-from phi3v.data.records import parse_record
+from phi3v.data.records import Place, parse_record
 from phi3v.model.processing import Phi3VProcessor
 
 
@@ -103,12 +103,11 @@ def test_draft_keeps_the_layout_and_comes_close(
     picture = Image.effect_noise((40, 30), 60).convert("RGB").resize((2000, 1501))
     picture.save(tmp_path / "a.jpg", quality=95, exif=exif)
     turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "b"}]
-    record = parse_record({"conversations": turns, "image": "a.jpg"}, 0)
+    record = parse_record({"conversations": turns, "image": "a.jpg"}, Place("d", 0), tmp_path)
     exact, draft = (
         encode_record(
             record,
             small_processor,
-            tmp_path,
             131072,
             max_num_frames=1,
             media_options=MediaOptions(exif_orientation=True, jpeg_draft=drafted),

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from phi3v.data.questions import parse_question, read_questions
+from phi3v.data.records import Place
 
 LLAVA = {
     "id": 7,
@@ -31,28 +32,33 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
 
 
 def test_the_last_answer_is_put_aside() -> None:
-    question = parse_question(LLAVA, 0, "in.jsonl")
+    question = parse_question(LLAVA, Place("in.jsonl", 0))
     assert [turn.text for turn in question.turns] == ["<image>\nWhat?", "A strip.", "Which colour?"]
     assert (question.id, question.reference) == (7, "Grey.")
 
 
 def test_a_record_may_end_with_its_question() -> None:
-    question = parse_question(RECORDS[4], 4, "in.jsonl")
+    question = parse_question(RECORDS[4], Place("in.jsonl", 4))
     assert ([turn.text for turn in question.turns], question.reference) == (["Hello"], None)
 
 
 def test_a_prompt_gets_tags_for_its_pictures() -> None:
-    assert parse_question(RECORDS[1], 1, "f").turns[-1].text == "<image>\n<image>\nWhich is taller?"
+    assert (
+        parse_question(RECORDS[1], Place("f", 1)).turns[-1].text
+        == "<image>\n<image>\nWhich is taller?"
+    )
 
 
 def test_a_record_without_id_is_known_by_its_index() -> None:
-    assert parse_question(RECORDS[3], 3, "f").id == 3
+    assert parse_question(RECORDS[3], Place("f", 3)).id == 3
 
 
 def test_a_system_text_joins_records_that_have_none() -> None:
     own = {"messages": [{"role": "system", "content": "Own."}, {"role": "user", "content": "Hi"}]}
-    assert parse_question(RECORDS[3], 0, "f", "Be brief.").turns[0].text == "Be brief."
-    assert parse_question(own, 0, "f", "Be brief.").turns[0].text == "Own."
+    assert (
+        parse_question(RECORDS[3], Place("f", 0), system="Be brief.").turns[0].text == "Be brief."
+    )
+    assert parse_question(own, Place("f", 0), system="Be brief.").turns[0].text == "Own."
 
 
 @pytest.mark.parametrize(
@@ -68,7 +74,7 @@ def test_a_system_text_joins_records_that_have_none() -> None:
 )
 def test_faulty_records_are_named(record: Any, message: str) -> None:
     with pytest.raises(ValueError, match=rf"^record '.*' \(index 5 of in.jsonl\): .*{message}"):
-        parse_question(record, 5, "in.jsonl")
+        parse_question(record, Place("in.jsonl", 5))
 
 
 def test_a_missing_picture_is_found_before_anything_runs(
@@ -81,5 +87,5 @@ def test_a_missing_picture_is_found_before_anything_runs(
 
 def test_an_id_may_stand_once(tmp_path: Path) -> None:
     file = write(tmp_path / "in.jsonl", [{"id": 1, "prompt": "a"}, {"id": "1", "prompt": "b"}])
-    with pytest.raises(ValueError, match=r"record '1' \(index 1 .* has the id of record '1'"):
+    with pytest.raises(ValueError, match=r"record '1' \(line 2 .* has the id of record '1'"):
         read_questions(file)

@@ -1,29 +1,22 @@
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from phi3v.data.records import Record, parse_record, read_records
+from phi3v.data.records import Place, Record, parse_record
 
 QUESTION = {"from": "human", "value": "What?"}
 ANSWER = {"from": "gpt", "value": "That."}
 
 
 def parse(**raw: Any) -> Record:
-    return parse_record({"id": "a17", **raw}, 16, "folder/data.json")
+    return parse_record({"id": "a17", **raw}, Place("folder/data.json", 16))
 
 
 def talk(*values: str, **raw: Any) -> Record:
     roles = ["human", "gpt"] * len(values)
     turns = [{"from": role, "value": value} for role, value in zip(roles, values, strict=False)]
     return parse(conversations=turns, **raw)
-
-
-def write(folder: Path, text: str | bytes) -> Path:
-    path = folder / "data.json"
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return path
 
 
 def test_llava_record_becomes_checked_turns() -> None:
@@ -33,11 +26,11 @@ def test_llava_record_becomes_checked_turns() -> None:
         ("assistant", "That."),
     ]
     assert [media.path for media in record.turns[0].media] == ["a.jpg"]
-    assert (record.id, record.where) == ("a17", ("data.json", 16))
+    assert (record.id, record.where) == ("a17", Place("folder/data.json", 16))
 
 
 def test_index_is_the_id_of_a_record_without_one() -> None:
-    record = parse_record({"conversations": [QUESTION, ANSWER]}, 3, "data.json")
+    record = parse_record({"conversations": [QUESTION, ANSWER]}, Place("data.json", 3))
     assert record.name == "record '3' (index 3 of data.json)"
 
 
@@ -112,7 +105,7 @@ def test_messages_with_plain_text_take_tags_from_image() -> None:
 def test_parsing_leaves_the_raw_record_alone() -> None:
     raw = {"image": ["a"], "conversations": [{"from": "human", "value": "<image>"}, ANSWER]}
     before = json.dumps(raw)
-    parse_record(raw, 0)
+    parse_record(raw, Place("data.json", 0))
     assert json.dumps(raw) == before
 
 
@@ -145,7 +138,7 @@ def test_parsing_leaves_the_raw_record_alone() -> None:
 )
 def test_wrong_structure_is_refused_with_what_was_found(raw: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parse_record(raw, 0)
+        parse_record(raw, Place("data.json", 0))
 
 
 def test_a_system_turn_in_the_middle_is_refused() -> None:
@@ -202,45 +195,3 @@ def test_media_in_parts_and_in_the_record_are_refused() -> None:
     ]
     with pytest.raises(ValueError, match="in content parts and in 'image'"):
         parse(messages=messages, image="a")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '[{"id": 1}, {"id": 2}]',
-        '\n [{"id": 1},\n {"id": 2}]',
-        '{"id": 1}\n{"id": 2}\n',
-        '{"id": 1}\r\n\r\n{"id": 2}',
-        '\ufeff{"id": 1}\n{"id": 2}',
-    ],
-)
-def test_array_and_lines_are_told_apart_by_looking(tmp_path: Path, text: str) -> None:
-    assert read_records(write(tmp_path, text)) == [{"id": 1}, {"id": 2}]
-
-
-def test_a_line_separator_inside_a_text_does_not_end_the_line(tmp_path: Path) -> None:
-    assert read_records(write(tmp_path, '{"id": "a\u2028b\x85c"}')) == [{"id": "a\u2028b\x85c"}]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "the file is empty"),
-        (" \n", "the file is empty"),
-        ("[]", "holds no records"),
-        ("id,text", r"starts with 'i'; expected '\['"),
-        ('[{"id": 1},\n {"id": }]', "malformed JSON at line 2, column 9"),
-        ('{"id": 1}\n\n{"id": 2', "malformed JSON at line 3, column"),
-        ('{\n"id": 1}', "malformed JSON at line 1.* one whole object per line"),
-        (b'{"id": "\xff"}', "not UTF-8 at byte 8"),
-        ("[" * 200_000, "nested too deeply"),
-    ],
-)
-def test_an_unreadable_data_file_is_refused(tmp_path: Path, text: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        read_records(write(tmp_path, text))
-
-
-def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing.json does not exist"):
-        read_records(tmp_path / "nothing.json")

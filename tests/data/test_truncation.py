@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.data.conversations import CONVERSATIONS, encode, record_of
+from tests.data.conversations import CONVERSATIONS, encode, in_folder, record_of
 
 from phi3v.data.encoding import IGNORE_INDEX, SampleTooLong, lay_out
 from phi3v.data.media import load_image
@@ -39,7 +39,9 @@ def test_fault_22_every_limit_keeps_whole_images_and_some_labels(
     refused = 0
     for limit in range(1, 700, 7):
         try:
-            layout = lay_out(record, small_processor, image_folder, limit, max_num_frames=2)
+            layout = lay_out(
+                in_folder(record, image_folder), small_processor, limit, max_num_frames=2
+            )
         except SampleTooLong:
             refused += 1
             continue
@@ -73,6 +75,7 @@ def test_pictures_of_dropped_turns_are_not_decoded(
     monkeypatch.setattr("phi3v.data.encoding.load_image", spy)
     turns = ["<image>", "a", "<image>", "b"]
     record = record_of(turns, image=["square.png", "wide.png"])
-    length = len(lay_out(record, small_processor, image_folder, 131072, max_num_frames=1).input_ids)
+    placed = in_folder(record, image_folder)
+    length = len(lay_out(placed, small_processor, 131072, max_num_frames=1).input_ids)
     encode(record, small_processor, image_folder, length - 1)
     assert opened == ["square.png"]

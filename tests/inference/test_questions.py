@@ -15,7 +15,7 @@ def test_batches_give_the_answers_of_single_questions_in_order(
     model: Any, processor: Phi3VProcessor, media_folder: Path, tmp_path: Path, batch_size: int
 ) -> None:
     questions = read_questions(write(tmp_path / "in", RECORDS), image_folder=media_folder)
-    options: Any = {"settings": GenerationSettings(8), "image_folder": media_folder}
+    options: Any = {"settings": GenerationSettings(8)}
     single = list(answer_questions(model, processor, questions, **options))
     assert [line["id"] for line in single] == [7, "two", "clip", 3, "open"]
     assert (single[0]["prompt"], single[0]["reference"]) == ("Which colour?", "Grey.")
@@ -29,7 +29,7 @@ def test_a_damaged_picture_names_its_record(
     records = [{"id": "a", "image": "broken.png", "prompt": "What?"}]
     questions = read_questions(write(tmp_path / "in", records), image_folder=media_folder)
     with pytest.raises(ValueError, match=r"record 'a' .*broken.png is not a picture"):
-        list(answer_questions(model, processor, questions, image_folder=media_folder))
+        list(answer_questions(model, processor, questions))
 
 
 def test_an_existing_output_is_not_touched_unasked(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from phi3v.data.media import load_image, sample_frames
+from phi3v.data.paths import MediaSource
 from phi3v.data.turns import MEDIA_TAG, MediaKind, Turn, expand_tags
 from phi3v.model.answers import Conversation
 
@@ -32,7 +33,7 @@ class Attachment:
 
 
 def attach(
-    source: str | Path | Image.Image,
+    source: MediaSource | Image.Image,
     *,
     kind: MediaKind | None = None,
     max_num_frames: int = 10,
@@ -41,7 +42,7 @@ def attach(
     """Open a picture or a video.
 
     Args:
-        source: Path, or a picture already in memory.
+        source: Path, content of a file, or a picture already in memory.
         kind: None takes files with the suffix of a video for videos and all else for pictures.
         max_num_frames: Most frames of a video.
         image_folder: Folder of relative paths.
@@ -53,7 +54,8 @@ def attach(
     if isinstance(source, Image.Image):
         return Attachment("image", f"picture of {source.width}x{source.height}", (source,))
     if kind is None:
-        kind = "video" if Path(source).suffix.lower() in VIDEO_SUFFIXES else "image"
+        suffix = "" if isinstance(source, bytes) else Path(source).suffix
+        kind = "video" if suffix.lower() in VIDEO_SUFFIXES else "image"
     if kind == "image":
         return Attachment(kind, str(source), (load_image(source, image_folder),))
     frames = sample_frames(source, max_num_frames, image_folder=image_folder)

@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from transformers.utils.logging import tqdm
 from phi3v.data.histogram import draw_png, draw_text
 from phi3v.data.inspection import Finding, InspectionSettings
 from phi3v.data.options import MAX_IMAGE_PIXELS, MediaOptions
-from phi3v.data.records import read_records
+from phi3v.data.records import RawRecords
+from phi3v.data.sources import open_records
 from phi3v.data.statistics import overlap, statistics
 from phi3v.data.survey import Survey, survey_records
 from phi3v.model.loading import load_config, load_processor
@@ -139,11 +139,9 @@ def _refuse_contradictions(flags: argparse.Namespace) -> None:
 
 def _survey(
     path: str, folder: str | None, processor: Phi3VProcessor, flags: argparse.Namespace
-) -> tuple[Sequence[Any], Survey]:
-    records = read_records(path)
+) -> tuple[RawRecords, Survey]:
+    records = open_records(path, folder)
     settings = InspectionSettings(
-        path,
-        folder,
         flags.max_seq_length,
         flags.max_num_frames,
         media_options(flags),
@@ -212,7 +210,7 @@ def _print_report(report: dict[str, Any], lengths: np.ndarray) -> None:
         print(draw_text(lengths, ascii_only=ascii_only))
 
 
-def write_clean(records: Sequence[Any], keep: np.ndarray, source: str, target: str) -> None:
+def write_clean(records: RawRecords, keep: np.ndarray, source: str, target: str) -> None:
     """Write some of the records, as an array or as lines, as the source is.
 
     Args:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.utils.data import Dataset
@@ -18,7 +18,8 @@ from phi3v.data.encoding import (
     lay_out,
 )
 from phi3v.data.options import MediaOptions
-from phi3v.data.records import Record, parse_record, read_records
+from phi3v.data.records import RawRecords, Record, read_record
+from phi3v.data.sources import open_records
 from phi3v.data.survey import Survey
 from phi3v.model.processing import Phi3VProcessor
 
@@ -85,7 +86,7 @@ class SupervisedDataset(Dataset[Example]):
         self.media_options = media_options
         self.on_bad_record = on_bad_record
         self._lengths: list[int] | None = None
-        self._raw = read_records(data_path)
+        self._raw = open_records(data_path, image_folder)
         _check_records(self._raw, self.data_path)
         self._kept = list(range(len(self._raw)))
 
@@ -97,7 +98,6 @@ class SupervisedDataset(Dataset[Example]):
             return encode_record(
                 self.record(position),
                 self.processor,
-                self.image_folder,
                 self.max_seq_length,
                 max_num_frames=self.max_num_frames,
                 media_options=self.media_options,
@@ -126,14 +126,13 @@ class SupervisedDataset(Dataset[Example]):
     def record(self, position: int) -> Record:
         """Give the checked record behind an example."""
         index = self._kept[position]
-        return parse_record(self._raw[index], index, self.data_path)
+        return read_record(self._raw, index)
 
     def layout(self, position: int) -> Layout:
         """Give ids and labels of an example without its pixels; only headers of media are read."""
         return lay_out(
             self.record(position),
             self.processor,
-            self.image_folder,
             self.max_seq_length,
             max_num_frames=self.max_num_frames,
             media_options=self.media_options,
@@ -210,13 +209,13 @@ class SupervisedDataset(Dataset[Example]):
         return counts
 
 
-def _check_records(raw: Sequence[Any], path: Path) -> None:
+def _check_records(raw: RawRecords, path: Path) -> None:
     """Refuse a file with bad records in one message that lists the first of them."""
     errors: list[str] = []
     num_bad = 0
-    for index, one in enumerate(raw):
+    for index in range(len(raw)):
         try:
-            parse_record(one, index, path)
+            read_record(raw, index)
         except ValueError as error:
             num_bad += 1
             if len(errors) < _MOST_ERRORS_SHOWN:

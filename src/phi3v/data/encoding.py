@@ -3,7 +3,6 @@
 Ids and labels come from `phi3v.data.layout`. Letters: T tokens, C real crops, S crop size.
 """
 
-from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import numpy as np
@@ -45,7 +44,6 @@ class Example(TypedDict):
 def encode_record(
     record: Record,
     processor: Phi3VProcessor,
-    image_folder: str | Path | None,
     max_seq_length: int,
     *,
     max_num_frames: int,
@@ -56,7 +54,6 @@ def encode_record(
     Args:
         record: A checked record.
         processor: Text and image processor of the checkpoint.
-        image_folder: Folder of the record's media.
         max_seq_length: Most tokens of an example.
         max_num_frames: Most frames of a video.
         media_options: Which media may be opened, and how.
@@ -69,7 +66,6 @@ def encode_record(
     layout = lay_out(
         record,
         processor,
-        image_folder,
         max_seq_length,
         max_num_frames=max_num_frames,
         media_options=media_options,
@@ -81,14 +77,14 @@ def encode_record(
         for one in layout.media:
             if one.kind == "video":
                 pictures = sample_frames(
-                    one.source, max_num_frames, image_folder=image_folder, options=media_options
+                    one.source, max_num_frames, image_folder=one.folder, options=media_options
                 )
             else:
                 draft_size = None
                 if media_options.jpeg_draft:
                     draft_size = _resized(layout.picture_sizes[len(crops)], processor)
                 pictures = [
-                    load_image(one.source, image_folder, media_options, draft_size=draft_size)
+                    load_image(one.source, one.folder, media_options, draft_size=draft_size)
                 ]
             for picture in pictures:
                 pixels, size = _make_crops(picture, next(sizes), one, processor, media_options)

@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from phi3v.data.encoding import IGNORE_INDEX, Layout, SampleTooLong, lay_out
 from phi3v.data.media import choose_frames, image_size, load_image, sample_frames
 from phi3v.data.options import MediaOptions
 from phi3v.data.paths import locate
-from phi3v.data.records import Record, describe_record, parse_record
+from phi3v.data.records import RawRecords, Record, parse_record
 from phi3v.data.truncated import looks_truncated
 from phi3v.data.turns import Media
 from phi3v.model.processing import Phi3VProcessor
@@ -23,16 +22,12 @@ class InspectionSettings:
     """What records are inspected with.
 
     Attributes:
-        file: The data file, for messages.
-        image_folder: Folder of the media.
         max_seq_length: Most tokens of an example.
         max_num_frames: Most frames of a video.
         media: Which media may be opened, and how.
         deep: Decode all media, not only those that look cut off.
     """
 
-    file: str
-    image_folder: str | None = None
     max_seq_length: int = 131072
     max_num_frames: int = 10
     media: MediaOptions = MediaOptions()
@@ -88,32 +83,29 @@ class Inspection:
 
 
 def inspect_record(
-    source: Sequence[Any], index: int, processor: Phi3VProcessor, settings: InspectionSettings
+    source: RawRecords, index: int, processor: Phi3VProcessor, settings: InspectionSettings
 ) -> Inspection:
     """Look at one record; nothing that a user's data can do makes this raise.
 
     Args:
-        source: Raw records; asking for a malformed one raises ValueError.
-        index: 0-based place of the record.
+        source: Raw records.
+        index: 0-based number of the record.
         processor: Text and image processor of the checkpoint.
         settings: What to look for.
     """
-    file = Path(settings.file).name
     try:
         raw = source[index]
     except ValueError as error:
-        name = describe_record(index, index, file)
-        return Inspection(Finding(index, None, "json", (f"{name}: {error}",)))
+        return Inspection(Finding(index, None, "json", (str(error),)))
     record_id = str(raw["id"]) if isinstance(raw, dict) and raw.get("id") is not None else None
     try:
-        record = parse_record(raw, index, settings.file)
+        record = parse_record(raw, source.place(index), source.image_folder(index))
     except ValueError as error:
         return Inspection(Finding(index, record_id, "record", (str(error),)))
     try:
         layout = lay_out(
             record,
             processor,
-            settings.image_folder,
             settings.max_seq_length,
             max_num_frames=settings.max_num_frames,
             media_options=settings.media,
@@ -186,7 +178,7 @@ def _media_faults(
 
 
 def _open_medium(one: Media, processor: Phi3VProcessor, settings: InspectionSettings) -> None:
-    folder, options = settings.image_folder, settings.media
+    folder, options = one.folder, settings.media
     if one.kind == "image":
         size = image_size(one.source, folder, options)
     else:
@@ -217,8 +209,8 @@ def _media_key(one: Media, settings: InspectionSettings) -> int:
     if one.content is not None:
         return _key([one.kind, one.content])
     if not settings.deep:
-        return _key([one.kind, one.path, settings.image_folder or ""])
-    file, _ = locate(one.source, settings.image_folder, settings.media)
+        return _key([one.kind, one.path, str(one.folder or "")])
+    file, _ = locate(one.source, one.folder, settings.media)
     return _key([one.kind, file if isinstance(file, bytes) else file.read_bytes()])
 
 

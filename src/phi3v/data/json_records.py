@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3v.data.index import DamagedIndex, FileKey, Index, open_index
+from phi3v.data.records import Place, describe_record
 from phi3v.data.structure import SPACE
 
 _REPAIR = "repair it, or write one JSON array, or one whole object per line"
@@ -69,19 +70,18 @@ class JsonRecords:
         except (ValueError, RecursionError) as error:
             raise ValueError(self._explain(number, text, start, line, error)) from None
 
-    def where(self, number: int) -> str:
-        """Name the place of an entry: "data.jsonl, line 17" or "data.json, index 3"."""
-        line = self._entry(number)[2]
-        place = f"line {line}" if line else f"index {number % len(self)}"
-        return f"{self.path.name}, {place}"
-
-    def locate(self, number: int) -> tuple[str, int]:
-        """Give the data file of an entry and its index in it."""
-        return str(self.path), number % len(self)
+    def place(self, number: int) -> Place:
+        """Tell where an entry stands: on a line, or at an index of the array."""
+        return Place(str(self.path), number % len(self), self._entry(number)[2])
 
     def image_folder(self, number: int) -> str | Path | None:
         """Give the folder of an entry's media."""
         return self._image_folder
+
+    def fingerprint(self) -> str:
+        """Name the state of the file and its folder."""
+        key = self._key
+        return f"{key.size} {key.mtime_ns} {key.digest.hex()} {self._image_folder}"
 
     def _reopen_elsewhere(self) -> None:
         # A file position and checks of blocks are not shared with the process we come from.
@@ -111,14 +111,14 @@ class JsonRecords:
 
     def _explain(self, number: int, text: bytes, start: int, line: int, error: Exception) -> str:
         """Say what is wrong with an entry, counting lines from the start of the file."""
+        name = describe_record(number % len(self), self.place(number))
         if isinstance(error, UnicodeDecodeError):
             place = f"byte {start + error.start}"
-            return f"{self.where(number)}: not UTF-8 at {place} of {self.path}; save it as UTF-8"
+            return f"{name}: not UTF-8 at {place} of {self.path}; save the file as UTF-8"
         column = 1
         if not line:
             line, column = self._line_of(start)
         if isinstance(error, RecursionError):
-            name = self.where(number)
             return f"{name}: JSON from line {line} on is nested too deeply to be a record"
         assert isinstance(error, json.JSONDecodeError)
         reason = error.msg
@@ -127,10 +127,7 @@ class JsonRecords:
         else:
             column = error.colno + (column - 1) * (error.lineno == 1)
             line += error.lineno - 1
-        return (
-            f"{self.where(number)}: malformed JSON at line {line}, column {column}: {reason}; "
-            f"{_REPAIR}"
-        )
+        return f"{name}: malformed JSON at line {line}, column {column}: {reason}; {_REPAIR}"
 
     def _line_of(self, place: int) -> tuple[int, int]:
         """Count line and column (in bytes) of an offset, both from 1."""

@@ -9,7 +9,6 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from phi3v.data.media import choose_frames, image_size
 from phi3v.data.options import MediaOptions
@@ -59,7 +58,6 @@ class Layout:
 def lay_out(
     record: Record,
     processor: Phi3VProcessor,
-    image_folder: str | Path | None,
     max_seq_length: int,
     *,
     max_num_frames: int,
@@ -74,7 +72,6 @@ def lay_out(
     Args:
         record: A checked record.
         processor: Text and image processor of the checkpoint.
-        image_folder: Folder of the record's media.
         max_seq_length: Most tokens of an example.
         max_num_frames: Most frames of a video.
         media_options: Which media may be opened, and how.
@@ -86,7 +83,7 @@ def lay_out(
     """
     media = [one for turn in record.turns for one in turn.media]
     with naming(record):
-        sizes = [_picture_sizes(one, image_folder, max_num_frames, media_options) for one in media]
+        sizes = [_picture_sizes(one, max_num_frames, media_options) for one in media]
         counts = [
             _count_tokens(one, size, processor) for one, size in zip(media, sizes, strict=True)
         ]
@@ -146,12 +143,12 @@ def naming(record: Record) -> Iterator[None]:
 
 
 def _picture_sizes(
-    media: Media, image_folder: str | Path | None, max_num_frames: int, options: MediaOptions
+    media: Media, max_num_frames: int, options: MediaOptions
 ) -> list[tuple[int, int]]:
     """Width and height of every picture behind a tag, from the file's header."""
     if media.kind == "image":
-        return [image_size(media.source, image_folder, options)]
-    choice = choose_frames(media.source, max_num_frames, image_folder=image_folder, options=options)
+        return [image_size(media.source, media.folder, options)]
+    choice = choose_frames(media.source, max_num_frames, image_folder=media.folder, options=options)
     return [choice.size] * len(choice.indices)
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from phi3v.data.attachments import attach, join_turns, place_tags
-from phi3v.data.paths import resolve_path
-from phi3v.data.records import Turn, describe_record, parse_record, read_records
+from phi3v.data.options import MediaOptions
+from phi3v.data.paths import locate
+from phi3v.data.records import Place, Turn, describe_record, parse_record
+from phi3v.data.sources import open_records
 from phi3v.model.answers import Conversation
 
 
@@ -28,26 +30,32 @@ class Question:
     reference: str | None
 
 
-def parse_question(raw: Any, index: int, file: str, system: str | None = None) -> Question:
+def parse_question(
+    raw: Any,
+    where: Place,
+    image_folder: str | Path | None = None,
+    *,
+    system: str | None = None,
+) -> Question:
     """Check one raw record.
 
     Args:
         raw: A record with "prompt" and "image" or "video", or a LLaVA or messages record, whose
             last answer is put aside.
-        index: 0-based place in the file.
-        file: Name of the file, for messages.
+        where: Where it stands.
+        image_folder: Folder of its media.
         system: System turn for records that have none.
 
     Raises:
         ValueError: As `parse_record` does.
     """
     record_id = raw.get("id") if isinstance(raw, Mapping) else None
-    record_id = index if record_id is None else record_id
-    name = describe_record(record_id, index, file)
+    record_id = where.index if record_id is None else record_id
+    name = describe_record(record_id, where)
     answered = raw
     if isinstance(raw, Mapping):
         answered = _with_turns(raw, name)
-    record = parse_record(answered, index, file)
+    record = parse_record(answered, where, image_folder)
     turns = record.turns[:-1]
     if system and turns[0].role != "system":
         turns = (Turn("system", system), *turns)
@@ -99,9 +107,10 @@ def read_questions(
         FileNotFoundError: The file or one of its media is missing.
         ValueError: A record is faulty, or two have the same id.
     """
-    file = Path(path).name
+    source = open_records(path, image_folder)
     questions = [
-        parse_question(raw, index, file, system) for index, raw in enumerate(read_records(path))
+        parse_question(source[n], source.place(n), source.image_folder(n), system=system)
+        for n in range(len(source))
     ]
     seen: dict[str, Question] = {}
     for question in questions:
@@ -110,30 +119,31 @@ def read_questions(
         seen[str(question.id)] = question
         for media in (media for turn in question.turns for media in turn.media):
             try:
-                resolve_path(media.path, image_folder)
+                locate(media.source, media.folder, MediaOptions())
             except (ValueError, FileNotFoundError) as error:
                 raise type(error)(f"{question.name}: {error}") from None
     return questions
 
 
-def open_question(
-    question: Question, *, image_folder: str | Path | None = None, max_num_frames: int = 10
-) -> Conversation:
+def open_question(question: Question, *, max_num_frames: int = 10) -> Conversation:
     """Open the pictures and videos of a question.
 
     Args:
         question: What to ask.
-        image_folder: Folder of the media; None takes paths as they are.
         max_num_frames: Most frames of a video.
 
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: One cannot be read; both name the record.
     """
-    options: Any = {"image_folder": image_folder, "max_num_frames": max_num_frames}
     media = [media for turn in question.turns for media in turn.media]
     try:
-        opened = [attach(one.path, kind=one.kind, **options) for one in media]
+        opened = [
+            attach(
+                one.source, kind=one.kind, image_folder=one.folder, max_num_frames=max_num_frames
+            )
+            for one in media
+        ]
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{question.name}: {error}") from error
     return join_turns(question.turns, opened)

@@ -1,20 +1,28 @@
-"""Reads data files and checks their records; nothing after this module knows the file format.
+"""Checks raw records; nothing after this module knows in which form they were written.
 
-A record comes in one of two spellings, LLaVA's ``conversations`` or ``messages`` with content
-parts, in a JSON array or one object per line. Both become a `Record`: checked turns whose text
-still holds its media tags, each tag paired with its file (see `phi3v.data.turns`). Media are not
-opened here.
+A raw record is a JSON value from a source (see `phi3v.data.sources`). In its two spellings, LLaVA's
+``conversations`` or ``messages`` with content parts, it becomes a `Record`: checked turns whose
+text still holds its media tags, each tag paired with its file (see `phi3v.data.turns`). Media are
+not opened here.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from phi3v.data.turns import Media, MediaKind, Turn, assign_media, check_order
 
-__all__ = ["Media", "Record", "Turn", "describe_record", "parse_record", "read_records"]
+__all__ = [
+    "Media",
+    "Place",
+    "RawRecords",
+    "Record",
+    "Turn",
+    "describe_record",
+    "parse_record",
+    "read_record",
+]
 
 ROLES = {
     "human": "user",
@@ -26,99 +34,84 @@ ROLES = {
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a record stands: a line of a file, or an entry of it.
+
+    Attributes:
+        file: Path of the data file.
+        index: 0-based number of the record in the file.
+        line: 1-based line; 0 where lines mean nothing.
+    """
+
+    file: str
+    index: int
+    line: int = 0
+
+    def __str__(self) -> str:
+        name = Path(self.file).name
+        return f"line {self.line} of {name}" if self.line else f"index {self.index} of {name}"
+
+
+class RawRecords(Protocol):
+    """The raw records of a source, read one by one; see `phi3v.data.sources.open_records`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Any:
+        """Read a record; a ValueError that names it if that fails."""
+
+    def place(self, number: int) -> Place:
+        """Tell where a record stands."""
+
+    def image_folder(self, number: int) -> str | Path | None:
+        """Give the folder of a record's media; None if they have full paths."""
+
+    def fingerprint(self) -> str:
+        """Name the present state of all records and folders."""
+
+
+@dataclass(frozen=True)
 class Record:
     """One checked conversation: an optional system turn, then user and assistant in turn.
 
     Attributes:
         id: The record's own id, or its index as text.
         turns: At least one user and one assistant turn; the last is the assistant's.
-        where: Name of the data file and 0-based index in it.
+        where: Where it stands.
     """
 
     id: str
     turns: tuple[Turn, ...]
-    where: tuple[str, int]
+    where: Place
 
     @property
     def name(self) -> str:
         """How messages name this record: "record 'a17' (index 16 of data.json)"."""
-        return describe_record(self.id, self.where[1], self.where[0])
+        return describe_record(self.id, self.where)
 
 
-def describe_record(record_id: object, index: int, file: str) -> str:
-    """Name a record in a message by its id, its 0-based index and its file."""
-    return f"record {str(record_id)!r} (index {index} of {file})"
+def describe_record(record_id: object, where: Place) -> str:
+    """Name a record in a message by its id and its place."""
+    return f"record {str(record_id)!r} ({where})"
 
 
-def read_records(path: str | Path) -> Sequence[Any]:
-    """Read the raw records of a JSON array or of a file with one JSON object per line.
-
-    The two are told apart by the first character that is not a space.
-
-    Args:
-        path: The data file.
-
-    Returns:
-        The parsed JSON values in file order, not yet checked; see `parse_record`.
+def read_record(source: RawRecords, number: int) -> Record:
+    """Read and check one record of a source.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty, not UTF-8 or not JSON; the message names the line.
+        ValueError: If it is malformed or anything in it is wrong; the message names it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"data file {path} does not exist; give the path of a JSON or JSONL file"
-        )
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8"
-        ) from None
-    start = text.lstrip()[:1]
-    if not start:
-        raise ValueError(
-            f"{path}: the file is empty; expected a JSON array of records or one record per line"
-        )
-    if start == "[":
-        records = _load_json(text, path, 1)
-    elif start == "{":
-        lines = enumerate(text.split("\n"), start=1)
-        records = [_load_json(line, path, number) for number, line in lines if line.strip()]
-    else:
-        raise ValueError(
-            f"{path}: starts with {start!r}; expected '[' (a JSON array of records) or '{{' "
-            "(one record per line)"
-        )
-    if not records:
-        raise ValueError(f"{path}: holds no records")
-    return records
+    return parse_record(source[number], source.place(number), source.image_folder(number))
 
 
-def _load_json(text: str, path: Path, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {line + error.lineno - 1}, column {error.colno}"
-        raise ValueError(
-            f"{path}: malformed JSON at {place}: {error.msg}; repair it, or write one JSON array, "
-            "or one whole object per line"
-        ) from None
-    except RecursionError:
-        raise ValueError(
-            f"{path}: JSON from line {line} on is nested too deeply to be a record"
-        ) from None
-
-
-def parse_record(raw: Any, index: int, file: str | Path = "data") -> Record:
+def parse_record(raw: Any, where: Place, image_folder: str | Path | None = None) -> Record:
     """Check one raw record and bring it into the one form that everything else works on.
 
     Args:
         raw: A JSON value: an object with ``conversations`` (LLaVA) or ``messages`` (role and
             content), and ``image`` / ``video`` (a path or a list of paths) where the text has tags.
-        index: 0-based place in the file.
-        file: The data file, for messages.
+        where: Where it stands.
+        image_folder: Folder of its media.
 
     Returns:
         The checked record; `raw` is left as it is.
@@ -127,17 +120,16 @@ def parse_record(raw: Any, index: int, file: str | Path = "data") -> Record:
         ValueError: If anything is wrong; the message names the record, what was found and what
             to do.
     """
-    file = Path(file).name
     record_id = raw.get("id") if isinstance(raw, Mapping) else None
-    record_id = index if record_id is None else record_id
+    record_id = where.index if record_id is None else record_id
     try:
-        turns = _parse_turns(raw)
+        turns = _parse_turns(raw, image_folder)
     except ValueError as error:
-        raise ValueError(f"{describe_record(record_id, index, file)}: {error}") from None
-    return Record(str(record_id), turns, (file, index))
+        raise ValueError(f"{describe_record(record_id, where)}: {error}") from None
+    return Record(str(record_id), turns, where)
 
 
-def _parse_turns(raw: Any) -> tuple[Turn, ...]:
+def _parse_turns(raw: Any, folder: str | Path | None) -> tuple[Turn, ...]:
     if not isinstance(raw, Mapping):
         raise ValueError(
             f"is {_kind_of(raw)}; expected an object with 'conversations' or 'messages'"
@@ -162,7 +154,8 @@ def _parse_turns(raw: Any) -> tuple[Turn, ...]:
             "has media in content parts and in 'image' or 'video' too; write them in one place"
         )
     check_order([role for role, _ in spoken])
-    return assign_media(spoken, media or part_media)
+    placed = [replace(one, folder=folder) for one in media or part_media]
+    return assign_media(spoken, placed)
 
 
 def _parse_entry(

@@ -7,13 +7,11 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from phi3v.data.inspection import Finding, Inspection, InspectionSettings, inspect_record
-from phi3v.data.records import describe_record
+from phi3v.data.records import RawRecords, describe_record
 from phi3v.model.processing import Phi3VProcessor
 
 _CHUNK = 32
@@ -63,7 +61,7 @@ class Survey:
 class _Job:
     """All that a process needs; module functions get it through `_start_worker`."""
 
-    source: Sequence[Any]
+    source: RawRecords
     processor: Phi3VProcessor
     settings: InspectionSettings
 
@@ -77,7 +75,7 @@ _job: _Job | None = None
 
 
 def survey_records(
-    source: Sequence[Any],
+    source: RawRecords,
     processor: Phi3VProcessor,
     settings: InspectionSettings,
     *,
@@ -179,7 +177,7 @@ def _inspect_alone(job: _Job, index: int) -> Inspection:
         try:
             return pool.submit(_inspect, (index, index + 1)).result()[0]
         except BrokenProcessPool:
-            name = describe_record(index, index, Path(job.settings.file).name)
+            name = describe_record(index, job.source.place(index))
             message = f"{name}: the process that read it died; replace its picture or video"
             return Inspection(Finding(index, None, "crash", (message,)))
 

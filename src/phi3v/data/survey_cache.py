@@ -10,30 +10,22 @@ from pathlib import Path
 import numpy as np
 
 from phi3v.data.inspection import Finding, InspectionSettings
+from phi3v.data.records import RawRecords
 from phi3v.data.survey import Survey
 from phi3v.model.processing import Phi3VProcessor
 
-_VERSION = 1
-_EDGE_BYTES = 1 << 16
+_VERSION = 2
 
 
-def survey_key(processor: Phi3VProcessor, settings: InspectionSettings) -> str:
-    """Name all that a survey depends on: the data file, the settings, the processor.
+def survey_key(source: RawRecords, processor: Phi3VProcessor, settings: InspectionSettings) -> str:
+    """Name all that a survey depends on: the records, the settings, the processor.
 
     Media files do not belong to it; one that vanishes later is met by ``--on_bad_record``.
     """
-    path = Path(settings.file)
-    stat = path.stat()
-    with path.open("rb") as file:
-        head = file.read(_EDGE_BYTES)
-        file.seek(max(0, stat.st_size - _EDGE_BYTES))
-        tail = file.read()
     images = processor.image_processor
     parts = [
         _VERSION,
-        stat.st_size,
-        stat.st_mtime_ns,
-        hashlib.sha256(head + tail).hexdigest(),
+        source.fingerprint(),
         asdict(settings),
         [images.num_crops, images.crop_size, images.patch_size],
         hashlib.sha256(processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),

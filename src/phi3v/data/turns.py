@@ -8,6 +8,7 @@ rewritten to published tags numbered through the whole conversation.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from phi3v.model.text import IMAGE_TOKEN
@@ -24,11 +25,13 @@ class Media:
         kind: What it is.
         path: Its file or address; for an embedded one, its name in messages.
         content: Bytes of an embedded file.
+        folder: Folder that `path` may not leave and is relative to; None takes any path.
     """
 
     kind: MediaKind
     path: str
     content: bytes | None = field(default=None, repr=False)
+    folder: str | Path | None = None
 
     @property
     def source(self) -> str | bytes:

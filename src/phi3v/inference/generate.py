@@ -210,7 +210,6 @@ def _answer_file(
             missing,
             batch_size=arguments.batch_size or DEFAULT_BATCH_SIZE,
             settings=settings,
-            image_folder=folder,
             max_num_frames=arguments.max_frames,
         )
         mode = "w" if arguments.overwrite else "a"

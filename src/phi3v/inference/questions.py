@@ -62,7 +62,6 @@ def answer_questions(
     *,
     batch_size: int = 1,
     settings: GenerationSettings | None = None,
-    image_folder: str | Path | None = None,
     max_num_frames: int = 10,
 ) -> Iterator[dict[str, Any]]:
     """Answer questions in batches and yield their lines of output, in order.
@@ -73,17 +72,17 @@ def answer_questions(
         questions: What to answer.
         batch_size: Questions that are answered together.
         settings: How to choose the answers.
-        image_folder: Folder of the media.
         max_num_frames: Most frames of a video.
 
     Raises:
         ValueError: A picture or video cannot be read, or a prompt is too long; names the record.
     """
-    media: Any = {"image_folder": image_folder, "max_num_frames": max_num_frames}
     with tqdm(total=len(questions), unit="question", disable=None) as progress:
         for start in range(0, len(questions), batch_size):
             batch = questions[start : start + batch_size]
-            conversations = [open_question(question, **media) for question in batch]
+            conversations = [
+                open_question(question, max_num_frames=max_num_frames) for question in batch
+            ]
             answers = answer_batch(model, processor, conversations, settings)
             for question, answer in zip(batch, answers, strict=True):
                 line = {"id": question.id, "prompt": question.turns[-1].text, "answer": answer}

@@ -138,7 +138,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
         if num_places != num_features:
             raise ValueError(
                 f"input_ids hold {num_places} image places but the images make {num_features} "
-                "tokens; was a sequence cut inside an image, or are image_sizes those of other images?"
+                "tokens; was a sequence cut inside an image, or are image_sizes of other images?"
             )
 
     def _linked(self, embeds: Tensor) -> Tensor:
