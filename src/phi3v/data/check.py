@@ -74,7 +74,8 @@ def add_media_flags(parser: Any) -> None:
 
 def media_options(flags: Any) -> MediaOptions:
     """Collect the flags of `add_media_flags`."""
-    return MediaOptions(**{name: getattr(flags, name) for name in asdict(MediaOptions())})
+    given = vars(flags)
+    return MediaOptions(**{name: given[name] for name in asdict(MediaOptions()) if name in given})
 
 
 def main(argv: list[str]) -> int:
