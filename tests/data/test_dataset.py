@@ -4,16 +4,15 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.data.conversations import Listed
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
+from phi3v.data.beside import hidden_places
 from phi3v.data.collator import Collator
-from phi3v.data.dataset import SupervisedDataset
-from phi3v.data.encoding import SampleTooLong
+from phi3v.data.dataset import LeftOut, SupervisedDataset, UnusableRecord
 from phi3v.data.inspection import InspectionSettings
-from phi3v.data.survey import survey_records
-from phi3v.data.survey_cache import cache_path, load_survey, save_survey, survey_key
+from phi3v.data.survey import Survey, survey_records
+from phi3v.data.survey_cache import load_survey, save_survey, survey_key
 from phi3v.model.processing import Phi3VProcessor
 
 
@@ -35,6 +34,11 @@ MIXED = [
 @pytest.fixture
 def data_path(tmp_path: Path) -> Path:
     return write(tmp_path, MIXED)
+
+
+def survey(dataset: SupervisedDataset) -> Survey:
+    settings = InspectionSettings(dataset.max_seq_length)
+    return survey_records(dataset.raw, dataset.processor, settings)
 
 
 def write(folder: Path, records: list[Any]) -> Path:
@@ -67,11 +71,11 @@ def test_fault_22_records_beyond_the_limit_are_dropped_and_counted(
     dataset = SupervisedDataset(data_path, small_processor, image_folder, limit)
     long = [position for position, length in enumerate(dataset.lengths()) if length > limit]
     assert long == [position for position in range(4) if lengths[position] > limit]
-    with pytest.raises(SampleTooLong, match=rf"record '{long[0]}'"):
+    with pytest.raises(UnusableRecord, match=rf"record '{long[0]}'"):
         dataset[long[0]]
-    counts = dataset.drop_too_long()
-    assert counts.num_dropped_samples == len(long) > 0
-    assert (counts.num_shortened_samples, counts.num_dropped_turns) == (1, 2)
+    counts = dataset.apply_survey(survey(dataset))
+    assert counts == LeftOut(0, num_too_long=len(long), num_shortened=1, num_turns=2)
+    assert long
     kept = [dataset.record(position).where.index for position in range(len(dataset))]
     assert kept == [index for index in range(5) if index not in long]
     assert max(dataset.lengths()) <= limit
@@ -81,16 +85,19 @@ def test_a_limit_below_every_record_is_refused(
     data_path: Path, small_processor: Phi3VProcessor, image_folder: Path
 ) -> None:
     dataset = SupervisedDataset(data_path, small_processor, image_folder, 3)
-    with pytest.raises(ValueError, match="no record of .* is short enough: .*max_seq_length 3"):
-        dataset.drop_too_long()
+    with pytest.raises(
+        ValueError, match="no record of .* is good and short enough: .*max_seq_length 3"
+    ):
+        dataset.apply_survey(survey(dataset))
 
 
 def test_all_bad_records_are_counted_in_one_error(
-    tmp_path: Path, small_processor: Phi3VProcessor
+    tmp_path: Path, small_processor: Phi3VProcessor, image_folder: Path
 ) -> None:
     path = write(tmp_path, [7, *MIXED, {}, *[raw("<image>", "a")] * 10])
+    dataset = SupervisedDataset(path, small_processor, image_folder)
     with pytest.raises(ValueError) as error:
-        SupervisedDataset(path, small_processor)
+        dataset.apply_survey(survey(dataset))
     lines = str(error.value).splitlines()
     assert lines[0].endswith("data.json: 12 of 17 records are bad")
     assert lines[1] == (
@@ -124,9 +131,16 @@ def test_batches_come_out_of_a_loader(
 
 
 def test_an_error_survives_the_way_out_of_a_loader_worker() -> None:
-    # The loader makes an error of the same class from the message alone.
-    with pytest.raises(SampleTooLong, match="record '0'"):
-        ExceptionWrapper((SampleTooLong, SampleTooLong("record '0'", 9), None)).reraise()
+    # The loader makes an error of the same class, with the traceback as its message.
+    try:
+        try:
+            raise ValueError("record '0': inner")
+        except ValueError as cause:
+            raise UnusableRecord("record '0': gone: a.png") from cause
+    except UnusableRecord as error:
+        caught = ExceptionWrapper((UnusableRecord, error, error.__traceback__))
+    with pytest.raises(UnusableRecord, match=r"^record '0': gone: a\.png$"):
+        caught.reraise()
 
 
 def test_a_vanished_picture_is_an_error_or_a_place_that_trains_nothing(
@@ -139,7 +153,7 @@ def test_a_vanished_picture_is_an_error_or_a_place_that_trains_nothing(
         for policy in ("error", "skip")
     }
     (tmp_path / "gone.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"record '1' .*gone.png does not exist"):
+    with pytest.raises(UnusableRecord, match=r"record '1' .*gone.png does not exist"):
         datasets["error"][1]
     assert len(datasets["skip"]) == 2
     for padding_free in (False, True):
@@ -150,7 +164,7 @@ def test_a_vanished_picture_is_an_error_or_a_place_that_trains_nothing(
         assert (batch["labels"] != -100).sum() == (alone["labels"] != -100).sum()
 
 
-def test_a_survey_gives_lengths_drops_and_refuses_like_the_data_set(
+def test_a_kept_survey_says_what_a_new_one_says(
     data_path: Path, small_processor: Phi3VProcessor, image_folder: Path
 ) -> None:
     for limit in (300, 131072):
@@ -158,13 +172,13 @@ def test_a_survey_gives_lengths_drops_and_refuses_like_the_data_set(
             SupervisedDataset(data_path, small_processor, image_folder, limit) for _ in range(2)
         )
         settings = InspectionSettings(limit)
-        source = Listed(MIXED, image_folder)
-        survey = survey_records(source, small_processor, settings)
-        key = survey_key(source, small_processor, settings)
-        save_survey(cache_path(data_path), key, survey)
-        stored = load_survey(cache_path(data_path), key)
-        assert stored is not None and load_survey(cache_path(data_path), "other") is None
-        assert dataset.apply_survey(stored) == other.drop_too_long()
+        made = survey(other)
+        key = survey_key(other.raw, small_processor, settings)
+        save_survey(data_path, key, made)
+        stored = load_survey(data_path, key)
+        assert stored is not None and load_survey(data_path, "other") is None
+        assert dataset.apply_survey(stored) == other.apply_survey(made)
         assert dataset.lengths() == other.lengths()
-    cache_path(data_path).write_bytes(b"damaged")
-    assert load_survey(cache_path(data_path), key) is None
+        assert dataset.lengths() == [len(example["input_ids"]) for example in dataset]
+    hidden_places(data_path, "survey")[0].write_bytes(b"damaged")
+    assert load_survey(data_path, key) is None

@@ -28,6 +28,7 @@ def run_job(argv: list[str]) -> dict[str, Any]:
     return {
         "losses": [entry["loss"] for entry in logs if "loss" in entry],
         "eval_losses": [entry["eval_loss"] for entry in logs if "eval_loss" in entry],
+        "skipped": [entry["skipped_records"] for entry in logs if "skipped_records" in entry],
         "rates": sorted({group["lr"] for group in optimizer.param_groups}),
         "messages": messages,
         "tokens": trainer.tokens.read(),

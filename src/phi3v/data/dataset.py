@@ -1,11 +1,16 @@
-"""The trainer's data set: records are checked at once, media opened example by example."""
+"""The trainer's data set: records are read, checked and encoded example by example.
+
+What a survey found before (see `phi3v.data.survey`) decides which records take part, and tells
+their lengths.
+"""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -17,6 +22,7 @@ from phi3v.data.encoding import (
     encode_record,
     lay_out,
 )
+from phi3v.data.inspection import Finding
 from phi3v.data.options import MediaOptions
 from phi3v.data.records import RawRecords, Record, read_record
 from phi3v.data.sources import open_records
@@ -29,19 +35,29 @@ _MOST_ERRORS_SHOWN = 20
 _PUBLISHED = MediaOptions()
 
 
+class UnusableRecord(ValueError):
+    """A record that cannot become an example; the message names it."""
+
+    # A loader's worker sends its traceback as the message, with the real one at its end.
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].rstrip())
+
+
 @dataclass(frozen=True)
-class TruncationCounts:
-    """What the length limit took away.
+class LeftOut:
+    """What a data set does not train on.
 
     Attributes:
-        num_dropped_samples: Records left out, as even their first answer lies past the limit.
-        num_shortened_samples: Records kept without their last turns.
-        num_dropped_turns: Turns that these have lost together.
+        num_bad_records: Records that cannot be used.
+        num_too_long: Records whose first answer already lies past the length limit.
+        num_shortened: Records kept without their last turns.
+        num_turns: Turns that these have lost together.
     """
 
-    num_dropped_samples: int
-    num_shortened_samples: int
-    num_dropped_turns: int
+    num_bad_records: int
+    num_too_long: int
+    num_shortened: int
+    num_turns: int
 
 
 class SupervisedDataset(Dataset[Example]):
@@ -54,12 +70,16 @@ class SupervisedDataset(Dataset[Example]):
         max_seq_length: Most tokens of an example.
         max_num_frames: Most frames of a video.
         media_options: Which media may be opened, and how.
-        on_bad_record: What to do with a record that cannot be read any more: "error", or "skip",
-            which puts an example without labels in its place.
+        on_bad_record: What to do with a record that cannot be used: "error", or "skip", which
+            puts an example without labels in its place.
+
+    Attributes:
+        raw: The raw records.
+        num_bad_records: Those that `apply_survey` has left out.
 
     Raises:
         FileNotFoundError: If the data file or the image folder does not exist.
-        ValueError: If the file is not readable or any record is bad; the first ones are listed.
+        ValueError: If the file is not readable.
     """
 
     def __init__(
@@ -85,13 +105,13 @@ class SupervisedDataset(Dataset[Example]):
         self.max_num_frames = max_num_frames
         self.media_options = media_options
         self.on_bad_record = on_bad_record
-        self._lengths: list[int] | None = None
-        self._raw = open_records(data_path, image_folder)
-        _check_records(self._raw, self.data_path)
-        self._kept = list(range(len(self._raw)))
+        self.raw: RawRecords = open_records(data_path, image_folder)
+        self.num_bad_records = 0
+        self._kept: np.ndarray | None = None
+        self._lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self.raw) if self._kept is None else len(self._kept)
 
     def __getitem__(self, position: int) -> Example:
         try:
@@ -104,8 +124,9 @@ class SupervisedDataset(Dataset[Example]):
             )
         except (ValueError, OSError) as error:
             if self.on_bad_record == "error":
-                raise
-            logger.warning("skipped: %s", error)
+                raise UnusableRecord(str(error)) from error
+            # On every rank: only the one that met the record can name it.
+            logger.error("skipped %s", error)
             return self._stand_in()
 
     def _stand_in(self) -> Example:
@@ -125,8 +146,8 @@ class SupervisedDataset(Dataset[Example]):
 
     def record(self, position: int) -> Record:
         """Give the checked record behind an example."""
-        index = self._kept[position]
-        return read_record(self._raw, index)
+        index = position if self._kept is None else int(self._kept[position])
+        return read_record(self.raw, index)
 
     def layout(self, position: int) -> Layout:
         """Give ids and labels of an example without its pixels; only headers of media are read."""
@@ -144,7 +165,7 @@ class SupervisedDataset(Dataset[Example]):
         An example that is too long counts with the tokens up to its first answer.
         """
         if self._lengths is not None:
-            return list(self._lengths)
+            return self._lengths.tolist()
         lengths = []
         for position in range(len(self)):
             try:
@@ -153,85 +174,48 @@ class SupervisedDataset(Dataset[Example]):
                 lengths.append(error.length)
         return lengths
 
-    def apply_survey(self, survey: Survey) -> TruncationCounts:
-        """Leave out what a survey of the records found too long, and keep the lengths it counted.
+    def apply_survey(self, survey: Survey) -> LeftOut:
+        """Leave out what a survey found too long, and keep the lengths that it counted.
+
+        Bad records are left out, too, if they are to be skipped.
 
         Args:
             survey: Of all records of the data file, made with the settings of this data set.
 
-        Returns:
-            What the length limit takes away.
-
         Raises:
             ValueError: If records are bad (the first of them are listed), or nothing remains.
         """
-        bad = [one for one in survey.findings if one.is_bad and one.reason != "too_long"]
-        if bad:
-            refuse([message for one in bad for message in one.messages], len(bad), len(survey),
-                   self.data_path)  # fmt: skip
+        bad = survey.faults
+        if bad and self.on_bad_record == "error":
+            refuse(bad, len(survey), self.data_path)
+        self.num_bad_records = len(bad)
         good = survey.is_good()
         if not good.any():
             raise ValueError(
-                f"no record of {self.data_path} is short enough: {survey.findings[0].messages[0]}"
+                f"no record of {self.data_path} is good and short enough: "
+                f"{survey.findings[0].messages[0]}"
             )
-        self._kept = good.nonzero()[0].tolist()
-        self._lengths = survey.lengths[good].tolist()
-        return TruncationCounts(
-            num_dropped_samples=int((~good).sum()),
-            num_shortened_samples=int((survey.num_dropped_turns > 0).sum()),
-            num_dropped_turns=int(survey.num_dropped_turns.sum()),
+        if not good.all():
+            self._kept = np.flatnonzero(good)
+        self._lengths = survey.lengths[good].astype(np.int32)
+        return LeftOut(
+            num_bad_records=len(bad),
+            num_too_long=int((~good).sum()) - len(bad),
+            num_shortened=int((survey.num_dropped_turns > 0).sum()),
+            num_turns=int(survey.num_dropped_turns.sum()),
         )
 
-    def drop_too_long(self) -> TruncationCounts:
-        """Leave out the records that cannot be brought within the length limit.
 
-        Returns:
-            What the limit takes away, the turns that are cut from kept records included.
-
-        Raises:
-            ValueError: If nothing remains.
-        """
-        kept, cut_turns = [], []
-        for position, index in enumerate(self._kept):
-            try:
-                cut_turns.append(self.layout(position).num_dropped_turns)
-                kept.append(index)
-            except SampleTooLong as error:
-                last_error = error
-        if not kept:
-            raise ValueError(f"no record of {self.data_path} is short enough: {last_error}")
-        counts = TruncationCounts(
-            num_dropped_samples=len(self._kept) - len(kept),
-            num_shortened_samples=sum(cut > 0 for cut in cut_turns),
-            num_dropped_turns=sum(cut_turns),
-        )
-        self._kept = kept
-        return counts
-
-
-def _check_records(raw: RawRecords, path: Path) -> None:
-    """Refuse a file with bad records in one message that lists the first of them."""
-    errors: list[str] = []
-    num_bad = 0
-    for index in range(len(raw)):
-        try:
-            read_record(raw, index)
-        except ValueError as error:
-            num_bad += 1
-            if len(errors) < _MOST_ERRORS_SHOWN:
-                errors.append(str(error))
-    if num_bad:
-        refuse(errors, num_bad, len(raw), path)
-
-
-def refuse(messages: Sequence[str], num_bad: int, num_records: int, path: Path) -> None:
-    """Refuse a file with bad records in one message that lists the first of them.
+def refuse(findings: Sequence[Finding], num_records: int, path: Path) -> NoReturn:
+    """Refuse a data file with bad records in one message that lists the first of them.
 
     Raises:
         ValueError: Always.
     """
-    shown = list(messages[:_MOST_ERRORS_SHOWN])
-    more = max(num_bad, len(messages)) - len(shown)
-    rest = [f"and {more} more"] if more > 0 else []
-    listed = "\n  ".join([*shown, *rest, "phi3v check lists all, and writes the good ones"])
-    raise ValueError(f"{path}: {num_bad} of {num_records} records are bad\n  {listed}")
+    messages = [message for one in findings for message in one.messages]
+    more = len(messages) - _MOST_ERRORS_SHOWN
+    listed = messages[:_MOST_ERRORS_SHOWN] + ([f"and {more} more"] if more > 0 else [])
+    raise ValueError(
+        f"{path}: {len(findings)} of {num_records} records are bad\n  "
+        + "\n  ".join([*listed, "phi3v check lists all, and writes the good ones"])
+    )

@@ -11,7 +11,6 @@ numbers of the malformed entries.
 import hashlib
 import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from phi3v.data.beside import hidden_places
 from phi3v.data.locking import locked
 from phi3v.data.scanning import BOM, ArrayScanner, Entry, scan_lines
 from phi3v.data.structure import SPACE
@@ -129,7 +129,7 @@ def open_index(path: Path, key: FileKey) -> Index:
     Raises:
         ValueError: If the file is empty or begins like neither an array nor a line of records.
     """
-    places = _places(path)
+    places = hidden_places(path, "index")
     for place in places:
         try:
             return Index(place, key)
@@ -147,19 +147,6 @@ def open_index(path: Path, key: FileKey) -> Index:
         except OSError as error:
             refused = error
     raise ValueError(f"{path}: its index can be written nowhere ({refused}); set XDG_CACHE_HOME")
-
-
-def _places(path: Path) -> list[Path]:
-    """Where the index of a file may stand, best first."""
-    name = f".{path.name}.phi3v-index"
-    full = path.resolve()
-    elsewhere = f"{hashlib.blake2b(os.fsencode(full), digest_size=8).hexdigest()}{name}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [
-        full.parent / name,
-        cache / "phi3v" / elsewhere,
-        Path(tempfile.gettempdir()) / f"phi3v-{os.getuid()}" / elsewhere,
-    ]
 
 
 def _build(path: Path, key: FileKey, place: Path) -> None:

@@ -50,6 +50,11 @@ class Survey:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def faults(self) -> list[Finding]:
+        """What is wrong with the bad records, those left out that are only too long."""
+        return [one for one in self.findings if one.is_bad and one.reason != "too_long"]
+
     def is_good(self) -> np.ndarray:
         """Tell which records training can use; bool (R,)."""
         good = np.ones(len(self), dtype=bool)

@@ -1,4 +1,4 @@
-"""Keeps a clean survey beside its data file, so that the next start of a run costs nothing."""
+"""Keeps a survey beside its data file, so that the next start of a run costs nothing."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from phi3v.data.beside import hidden_places
 from phi3v.data.inspection import Finding, InspectionSettings
 from phi3v.data.records import RawRecords
 from phi3v.data.survey import Survey
@@ -20,7 +21,7 @@ _VERSION = 2
 def survey_key(source: RawRecords, processor: Phi3VProcessor, settings: InspectionSettings) -> str:
     """Name all that a survey depends on: the records, the settings, the processor.
 
-    Media files do not belong to it; one that vanishes later is met by ``--on_bad_record``.
+    Media files do not belong to it: one that vanishes later is met when the record is read.
     """
     images = processor.image_processor
     parts = [
@@ -33,16 +34,26 @@ def survey_key(source: RawRecords, processor: Phi3VProcessor, settings: Inspecti
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def cache_path(data_path: str | Path) -> Path:
-    """Say where the survey of a data file is kept."""
-    path = Path(data_path)
-    return path.with_name(f".{path.name}.survey.npz")
+def load_survey(path: str | Path, key: str) -> Survey | None:
+    """Read the survey of a data file.
+
+    Args:
+        path: The data file.
+        key: See `survey_key`.
+
+    Returns:
+        None if there is none, it is damaged, or it is of something else.
+    """
+    for place in hidden_places(Path(path), "survey"):
+        survey = _read(place, key)
+        if survey is not None:
+            return survey
+    return None
 
 
-def load_survey(path: Path, key: str) -> Survey | None:
-    """Read a survey; None if there is none, it is damaged, or it is of something else."""
+def _read(place: Path, key: str) -> Survey | None:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(place, allow_pickle=False) as stored:
             if str(stored["key"]) != key:
                 return None
             arrays = {name: stored[name] for name in _array_names()}
@@ -55,23 +66,27 @@ def load_survey(path: Path, key: str) -> Survey | None:
     )
 
 
-def save_survey(path: Path, key: str, survey: Survey) -> None:
-    """Keep a survey without bad records; others are made again, as their faults get repaired.
-
-    A folder that cannot be written to is no error: the next start takes longer.
-    """
-    if any(one.is_bad and one.reason != "too_long" for one in survey.findings):
-        return
+def save_survey(path: str | Path, key: str, survey: Survey) -> None:
+    """Keep a survey; that it can be written nowhere is no error: the next start takes longer."""
     findings = json.dumps([asdict(one) for one in survey.findings])
     arrays = {name: getattr(survey, name) for name in _array_names()}
-    try:
-        # Several runs may start at once: each writes its own file and moves it into place.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, key=np.array(key), findings=np.array(findings), **arrays)
-        os.replace(temporary, path)
-    except OSError:
-        return
+    beside, *elsewhere = hidden_places(Path(path), "survey")
+    for place in (beside, *elsewhere):
+        try:
+            # A data set of the hub has no folder that anything could stand beside.
+            if place is not beside:
+                place.parent.mkdir(parents=True, exist_ok=True)
+            # Several runs may start at once: each writes its own file and moves it into place.
+            handle, aside = tempfile.mkstemp(dir=place.parent, suffix=".phi3v-survey")
+        except OSError:
+            continue
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, key=np.array(key), findings=np.array(findings), **arrays)
+            os.replace(aside, place)
+            return
+        except OSError:
+            Path(aside).unlink(missing_ok=True)
 
 
 def _array_names() -> list[str]:

@@ -140,6 +140,48 @@ class TokenCounter:
         return time.perf_counter() - self._started
 
 
+class SkipCounter:
+    """Counts the records that were skipped in training and validation, over all processes.
+
+    Args:
+        limit: Most of them; more end the run.
+        left_out: Records that the check before the first step has left out; they count, too.
+    """
+
+    def __init__(self, limit: int, left_out: int) -> None:
+        self.limit = limit
+        self.left_out = left_out
+        self._own = 0
+        self._earlier: int | None = None
+
+    def take(self, batch: dict[str, Any]) -> None:
+        """Take the count out of a batch: the model does not know the key."""
+        self._own += batch.pop("num_bad_records", 0)
+
+    def total(self, accelerator: Any, log_history: list[dict[str, Any]]) -> int:
+        """Add up what all processes have skipped; every one of them must call this.
+
+        Args:
+            accelerator: That of the run.
+            log_history: Its log; a resumed run goes on counting from its last line.
+
+        Raises:
+            ValueError: On all processes, if there are more than the limit.
+        """
+        if self._earlier is None:
+            counts = [line["skipped_records"] for line in log_history if "skipped_records" in line]
+            self._earlier = int(counts[-1]) if counts else 0
+        own = torch.tensor(self._own, device=accelerator.device)
+        skipped = self._earlier + int(accelerator.reduce(own, reduction="sum"))
+        if skipped + self.left_out > self.limit:
+            raise ValueError(
+                f"{skipped} records were skipped and {self.left_out} left out by the check, more "
+                f"than --max_bad_records {self.limit}; the log names them: repair them or raise "
+                "the limit, and go on with --resume_from_checkpoint true"
+            )
+        return skipped
+
+
 class ProgressBar(TrainerCallback):
     """One line with loss, learning rate and tokens per second; evaluations get their own lines."""
 

@@ -59,7 +59,14 @@ def check_arguments(
     _check_stack(model, lora, training)
     _check_ranges(lora, data)
     _check_library_settings(data, training)
-    return _hints(model, lora, training)
+    if not data.check_data and training.packing:
+        raise ValueError(
+            "--packing needs --check_data True: packs are planned from the lengths it counts"
+        )
+    hints = _hints(model, lora, training)
+    if data.on_bad_record == "error" and data.max_bad_records != DataArguments.max_bad_records:
+        hints.append("--max_bad_records has no effect with --on_bad_record error")
+    return hints
 
 
 def _check_stack(
@@ -90,6 +97,8 @@ def _check_ranges(lora: LoraArguments, data: DataArguments) -> None:
         ("lora_alpha", lora.lora_alpha, 1),
         ("max_num_frames", data.max_num_frames, 1),
         ("max_seq_length", data.max_seq_length, 1),
+        ("max_image_pixels", data.max_image_pixels, 1),
+        ("max_bad_records", data.max_bad_records, 0),
     ):
         if value < low:
             raise ValueError(f"--{flag} is {value}, expected at least {low}")

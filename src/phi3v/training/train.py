@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 from transformers import set_seed
 
 from phi3v.data.collator import Collator
-from phi3v.data.dataset import SupervisedDataset
 from phi3v.model.loading import (
     choose_attention,
     is_adapter_folder,
@@ -20,11 +19,12 @@ from phi3v.model.loading import (
     load_processor,
     quantization_config,
 )
-from phi3v.model.processing import Phi3VProcessor
 from phi3v.training.adapters import add_adapters
 from phi3v.training.arguments import ModelArguments, Phi3VTrainingArguments
 from phi3v.training.batching import pack_training_set
+from phi3v.training.callbacks import SkipCounter
 from phi3v.training.checks import check_arguments
+from phi3v.training.datasets import build_datasets
 from phi3v.training.flags import RunArguments, parse_arguments
 from phi3v.training.output import choose_checkpoint, clear_earlier_run, write_run_files
 from phi3v.training.parts import (
@@ -107,34 +107,6 @@ def _attention(model_args: ModelArguments, dtype: torch.dtype) -> str:
     return choose_attention(dtype, disable_flash_attn2=model_args.disable_flash_attn2)
 
 
-def build_datasets(
-    arguments: RunArguments, processor: Phi3VProcessor
-) -> tuple[SupervisedDataset, SupervisedDataset | None]:
-    """Read and check the training and the validation records; say what the length limit takes."""
-    data = arguments.data
-    sources = [("training", data.data_path, data.image_folder)]
-    if data.eval_data_path:
-        folder = data.eval_image_folder or data.image_folder
-        sources.append(("validation", data.eval_data_path, folder))
-    datasets = []
-    for kind, path, folder in sources:
-        dataset = SupervisedDataset(
-            path, processor, folder, data.max_seq_length, max_num_frames=data.max_num_frames
-        )
-        counts = dataset.drop_too_long()
-        if counts.num_dropped_samples or counts.num_dropped_turns:
-            logger.warning(
-                "--max_seq_length %d: %d of the %s records left out, %d shortened by %d turns",
-                data.max_seq_length,
-                counts.num_dropped_samples,
-                kind,
-                counts.num_shortened_samples,
-                counts.num_dropped_turns,
-            )
-        datasets.append(dataset)
-    return datasets[0], datasets[1] if len(datasets) > 1 else None
-
-
 def run(arguments: RunArguments) -> Phi3VTrainer:
     """Train as the arguments say and write the output folder.
 
@@ -178,7 +150,10 @@ def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
     set_seed(training.seed)
     processor = load_processor(model_args.model_id, num_crops=data.num_crops)
     train_set: Dataset
-    train_set, eval_set = build_datasets(arguments, processor)
+    train_set, eval_set = build_datasets(data, processor, resumed=checkpoint is not None)
+    skips = None
+    if data.on_bad_record == "skip":
+        skips = SkipCounter(data.max_bad_records, train_set.num_bad_records)
     if training.packing:
         if "per_device_train_batch_size" not in arguments.given:
             training.per_device_train_batch_size = 1
@@ -198,6 +173,7 @@ def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
             padding_free=training.padding_free,
         ),
         processor=processor,
+        skips=skips,
     )
     if trainer.is_world_process_zero():
         if checkpoint is None:

@@ -12,7 +12,7 @@ from phi3v.data.collator import Collator
 from phi3v.data.packing import BalancedSampler, PackedDataset
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.training.arguments import LoraArguments, Phi3VTrainingArguments
-from phi3v.training.callbacks import GradientCheck, ProgressBar, TokenCounter
+from phi3v.training.callbacks import GradientCheck, ProgressBar, SkipCounter, TokenCounter
 from phi3v.training.optimizer import parameter_groups
 from phi3v.training.saving import SavingTrainer
 
@@ -25,17 +25,25 @@ class Phi3VTrainer(SavingTrainer):
         lora: Arguments of the adapters.
         processor: Written beside every checkpoint. The library does not get to see it: it would
             rewrite the stop ids of the model to those of the tokenizer.
+        skips: Counts what is skipped; None where a bad record is an error.
         **kwargs: Those of ``transformers.Trainer``.
     """
 
     args: Phi3VTrainingArguments
 
     def __init__(
-        self, *, base_folder: str, lora: LoraArguments, processor: Phi3VProcessor, **kwargs: Any
+        self,
+        *,
+        base_folder: str,
+        lora: LoraArguments,
+        processor: Phi3VProcessor,
+        skips: SkipCounter | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(base_folder=base_folder, processor=processor, **kwargs)
         self.lora = lora
         self.tokens = TokenCounter()
+        self.skips = skips
         self.add_callback(GradientCheck())
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
@@ -61,6 +69,8 @@ class Phi3VTrainer(SavingTrainer):
     ) -> torch.Tensor:
         """Count the batch, then train on it as the library does."""
         self.tokens.add(inputs)
+        if self.skips is not None:
+            self.skips.take(inputs)
         return super().training_step(model, inputs, *args)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
@@ -103,6 +113,8 @@ class Phi3VTrainer(SavingTrainer):
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor | None, Any, Any]:
         """Compute the loss of one batch, and add its sum and number of tokens to the total."""
+        if self.skips is not None:
+            self.skips.take(inputs)
         inputs = self._prepare_inputs(inputs)
         labels = self._without_repeats(inputs["labels"])
         with self.compute_loss_context_manager():
@@ -122,7 +134,9 @@ class Phi3VTrainer(SavingTrainer):
         )
 
     def log(self, logs: dict[str, float], *args: Any) -> None:
-        """Add the tokens per second of this process to each line of the training log."""
+        """Add tokens per second of this process, and skipped records, to the training log."""
         if "loss" in logs:
+            if self.skips is not None:
+                logs["skipped_records"] = self.skips.total(self.accelerator, self.state.log_history)
             logs["tokens_per_second"] = round(self.tokens.rate(), 1)
         super().log(logs, *args)

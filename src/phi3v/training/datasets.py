@@ -1,0 +1,123 @@
+"""Training and validation records of a run: checked before the first step, once for all ranks."""
+
+import logging
+
+from transformers.utils.logging import tqdm
+
+from phi3v.data.dataset import SupervisedDataset
+from phi3v.data.inspection import InspectionSettings
+from phi3v.data.options import MediaOptions
+from phi3v.data.survey import Survey, survey_records
+from phi3v.data.survey_cache import load_survey, save_survey, survey_key
+from phi3v.model.processing import Phi3VProcessor
+from phi3v.training.arguments import DataArguments
+from phi3v.training.processes import decided_by_first
+
+logger = logging.getLogger(__name__)
+
+_MOST_SHOWN = 20
+
+
+def build_datasets(
+    data: DataArguments, processor: Phi3VProcessor, *, resumed: bool = False
+) -> tuple[SupervisedDataset, SupervisedDataset | None]:
+    """Read and check the training and the validation records; say what is left out.
+
+    Args:
+        data: Where they are, and what to do with bad ones.
+        processor: Text and image processor of the checkpoint.
+        resumed: Leave out the same records as the run that is gone on with, also if some have been
+            repaired since.
+
+    Raises:
+        FileNotFoundError: A data file or a folder is missing.
+        ValueError: Records are bad; the first of them are listed.
+    """
+    train_set = _build("training", data.data_path, data.image_folder, data, processor, resumed)
+    if not data.eval_data_path:
+        return train_set, None
+    folder = data.eval_image_folder or data.image_folder
+    return train_set, _build("validation", data.eval_data_path, folder, data, processor, resumed)
+
+
+def media_options(data: DataArguments) -> MediaOptions:
+    """Collect the flags about media."""
+    return MediaOptions(
+        exif_orientation=data.exif_orientation,
+        max_image_pixels=data.max_image_pixels,
+        allow_urls=data.allow_urls,
+        allow_absolute_paths=data.allow_absolute_paths,
+        jpeg_draft=data.jpeg_draft,
+    )
+
+
+def _build(
+    kind: str,
+    path: str,
+    folder: str | None,
+    data: DataArguments,
+    processor: Phi3VProcessor,
+    resumed: bool,
+) -> SupervisedDataset:
+    options = media_options(data)
+    dataset = SupervisedDataset(
+        path,
+        processor,
+        folder,
+        data.max_seq_length,
+        max_num_frames=data.max_num_frames,
+        media_options=options,
+        on_bad_record=data.on_bad_record,
+    )
+    if data.check_data:
+        settings = InspectionSettings(data.max_seq_length, data.max_num_frames, options)
+        accept_bad = resumed and data.on_bad_record == "skip"
+        survey = decided_by_first(lambda: find_survey(dataset, settings, accept_bad=accept_bad))
+        _apply(dataset, survey, kind, data)
+    return dataset
+
+
+def find_survey(
+    dataset: SupervisedDataset, settings: InspectionSettings, *, accept_bad: bool = False
+) -> Survey:
+    """Take the survey that is kept beside the data file, or inspect all records.
+
+    Args:
+        dataset: Gives records and processor.
+        settings: What to look for.
+        accept_bad: Take a kept survey although it holds bad records; otherwise these are looked at
+            again, as their faults get repaired.
+    """
+    key = survey_key(dataset.raw, dataset.processor, settings)
+    kept = load_survey(dataset.data_path, key)
+    if kept is not None and (accept_bad or not kept.faults):
+        return kept
+    # Without a terminal, the bar is left out.
+    with tqdm(total=len(dataset.raw), desc="checking", unit="record", disable=None) as bar:
+        survey = survey_records(dataset.raw, dataset.processor, settings, progress=bar.update)
+    save_survey(dataset.data_path, key, survey)
+    return survey
+
+
+def _apply(dataset: SupervisedDataset, survey: Survey, kind: str, data: DataArguments) -> None:
+    left_out = dataset.apply_survey(survey)
+    if left_out.num_bad_records > data.max_bad_records:
+        raise ValueError(
+            f"{dataset.data_path}: {left_out.num_bad_records} records are bad, more than "
+            f"--max_bad_records {data.max_bad_records}; phi3v check lists them"
+        )
+    if left_out.num_bad_records:
+        for one in survey.faults[:_MOST_SHOWN]:
+            logger.warning("left out: %s", "; ".join(one.messages))
+        logger.warning(
+            "%d bad %s records are left out; phi3v check lists them", left_out.num_bad_records, kind
+        )
+    if left_out.num_too_long or left_out.num_turns:
+        logger.warning(
+            "--max_seq_length %d: %d of the %s records left out, %d shortened by %d turns",
+            data.max_seq_length,
+            left_out.num_too_long,
+            kind,
+            left_out.num_shortened,
+            left_out.num_turns,
+        )
