@@ -24,14 +24,17 @@ def test_the_formula_counts_what_a_forward_pass_executes(tiny_folder) -> None:
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-6)
 
 
-def test_costs_of_the_published_sizes() -> None:
+def published_config() -> Phi3VConfig:
     factors = [1.0] * 48
-    config = Phi3VConfig(
+    return Phi3VConfig(
         rope_scaling={"type": "su", "short_factor": factors, "long_factor": factors},
         embd_layer={"embedding_cls": "image"},
         img_processor={"name": "clip_vision_model"},
     )
-    cost = forward_cost(config)
+
+
+def test_costs_of_the_published_sizes() -> None:
+    cost = forward_cost(published_config())
     assert cost.per_token == pytest.approx(7.248e9, rel=1e-3)
     assert cost.per_label == pytest.approx(0.197e9, rel=1e-2)
     assert cost.per_image_token == pytest.approx(0.044e9, rel=1e-2)

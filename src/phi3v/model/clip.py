@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from phi3v.model.attention import eager_attention
 from phi3v.model.configuration import Phi3VConfig
+from phi3v.model.elementwise import quick_gelu
 
 
 class CLIPEmbeddings(nn.Module):
@@ -89,8 +90,7 @@ class CLIPMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Transform (K, P, D) to (K, P, D)."""
-        inner = self.fc1(hidden_states)
-        return self.fc2(inner * torch.sigmoid(1.702 * inner))
+        return self.fc2(quick_gelu(self.fc1(hidden_states)))
 
 
 class CLIPEncoderLayer(GradientCheckpointingLayer):

@@ -15,6 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from phi3v.model.attention import eager_attention
 from phi3v.model.configuration import Phi3VConfig
+from phi3v.model.elementwise import rms_norm, swiglu
 from phi3v.model.rotary import apply_rotary
 from phi3v.model.segments import Segment, segment_attention
 
@@ -29,9 +30,7 @@ class Phi3VRMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise (..., H)."""
-        wide = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(hidden_states.dtype)
+        return rms_norm(hidden_states, self.weight, self.eps)
 
 
 class Phi3VAttention(nn.Module):
@@ -140,8 +139,7 @@ class Phi3VMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Transform (B, T, H) to (B, T, H)."""
-        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
-        return self.down_proj(up * nn.functional.silu(gate))
+        return self.down_proj(swiglu(self.gate_up_proj(hidden_states)))
 
 
 class Phi3VDecoderLayer(GradientCheckpointingLayer):

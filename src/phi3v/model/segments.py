@@ -130,7 +130,7 @@ def segment_attention(
                 enable_gqa=grouped,
             ).transpose(1, 2)
         outputs.append(output)
-    return torch.cat(outputs, dim=1)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 def _additive(mask: Tensor | None, length: int, query: Tensor) -> Tensor:
