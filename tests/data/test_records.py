@@ -193,5 +193,5 @@ def test_media_in_parts_and_in_the_record_are_refused() -> None:
         {"role": "user", "content": [{"type": "image", "image": "a"}]},
         {"role": "assistant", "content": "b"},
     ]
-    with pytest.raises(ValueError, match="in content parts and in 'image'"):
+    with pytest.raises(ValueError, match="media in its turns and in 'image'"):
         parse(messages=messages, image="a")

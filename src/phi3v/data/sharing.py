@@ -6,6 +6,7 @@ and between them. What follows may differ.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from typing import Protocol
 
 import numpy as np
@@ -33,7 +34,11 @@ def share_key(record: Record) -> tuple[object, ...] | None:
     system = tuple(turn.text for turn in record.turns[:first])
     question = record.turns[first]
     last_tag = max(question.text.rfind(tag) for tag in ("<image>", "<video>", "|>"))
-    return (*system, question.text[: last_tag + 1], *question.media)
+    media = (
+        (one.kind, one.path, one.folder, one.content and blake2b(one.content).digest())
+        for one in question.media
+    )
+    return (*system, question.text[: last_tag + 1], *media)
 
 
 def share_groups(
