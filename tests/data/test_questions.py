@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from phi3v.data.questions import parse_question, read_questions
+from phi3v.data.questions import parse_question, read_questions, split_turns
 from phi3v.data.records import Place
 
 LLAVA = {
@@ -34,12 +34,48 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
 def test_the_last_answer_is_put_aside() -> None:
     question = parse_question(LLAVA, Place("in.jsonl", 0))
     assert [turn.text for turn in question.turns] == ["<image>\nWhat?", "A strip.", "Which colour?"]
-    assert (question.id, question.reference) == (7, "Grey.")
+    assert (question.id, question.references) == (7, ("Grey.",))
 
 
 def test_a_record_may_end_with_its_question() -> None:
     question = parse_question(RECORDS[4], Place("in.jsonl", 4))
-    assert ([turn.text for turn in question.turns], question.reference) == (["Hello"], None)
+    assert ([turn.text for turn in question.turns], question.references) == (["Hello"], ())
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"reference": "yes"}, ("yes",)),
+        ({"reference": ["yes", "Yes."]}, ("yes", "Yes.")),
+        ({"answers": [{"answer": "yes", "answer_id": 1}, {"answer": "no"}]}, ("yes", "no")),
+        ({"reference": 7}, ("7",)),
+    ],
+)
+def test_references_may_be_listed(fields: dict[str, Any], expected: tuple[str, ...]) -> None:
+    raw = {"id": "q", "prompt": "Is it?", **fields}
+    assert parse_question(raw, Place("f", 0)).references == expected
+    # They come before the record's own answer.
+    assert parse_question({**LLAVA, **fields}, Place("f", 0)).references == expected
+
+
+@pytest.mark.parametrize(
+    "fields", [{"reference": []}, {"answers": [None]}, {"answers": ["a"], "reference": "a"}]
+)
+def test_unclear_references_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^record 'q' \(index 0 of f\): .*'answers'|'reference'"):
+        parse_question({"id": "q", "prompt": "Is it?", **fields}, Place("f", 0))
+
+
+def test_every_turn_becomes_a_question_with_its_history() -> None:
+    first, last = split_turns(parse_question(LLAVA, Place("f", 0)))
+    assert (first.id, len(first.turns), first.references) == ("7#1", 1, ("A strip.",))
+    assert (last.id, len(last.turns), last.references) == ("7#2", 3, ("Grey.",))
+    assert [media.path for turn in last.turns for media in turn.media] == ["wide.png"]
+
+
+def test_a_single_question_is_not_split() -> None:
+    question = parse_question(RECORDS[3], Place("f", 3))
+    assert split_turns(question) == [question]
 
 
 def test_a_prompt_gets_tags_for_its_pictures() -> None:

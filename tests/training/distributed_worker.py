@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from phi3v.data.processes import disconnect, rank
 from phi3v.training.flags import parse_arguments
-from phi3v.training.processes import disconnect, rank
 from phi3v.training.train import run
 
 

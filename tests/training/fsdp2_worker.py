@@ -19,11 +19,11 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from phi3v import load_model, load_processor
 from phi3v.data.collator import Collator
 from phi3v.data.dataset import SupervisedDataset
+from phi3v.data.processes import disconnect, rank, world_size
 from phi3v.training.adapters import add_adapters
 from phi3v.training.arguments import LoraArguments, ModelArguments
 from phi3v.training.callbacks import GradientCheck
 from phi3v.training.parts import freeze_parts, plan_parts
-from phi3v.training.processes import disconnect, rank, world_size
 
 
 def build(base: str, method: str) -> Any:

@@ -1,14 +1,14 @@
 """Questions of a data file: records up to their last answer, which is put aside."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from phi3v.data.attachments import attach, join_turns, place_tags
 from phi3v.data.options import MediaOptions
 from phi3v.data.paths import locate
-from phi3v.data.records import Place, Turn, describe_record, parse_record
+from phi3v.data.records import Place, Record, Turn, describe_record, parse_record
 from phi3v.data.sources import open_records
 from phi3v.model.answers import Conversation
 
@@ -21,13 +21,16 @@ class Question:
         id: The record's id as written; its index where it has none.
         name: How messages name the record.
         turns: Checked turns; the last is the user's.
-        reference: The record's own answer, if it has one.
+        references: Right answers: the record's "reference" or "answers", else its own last turn;
+            none if it has neither.
+        where: Where the record stands.
     """
 
     id: Any
     name: str
     turns: tuple[Turn, ...]
-    reference: str | None
+    references: tuple[str, ...]
+    where: Place
 
 
 def parse_question(
@@ -41,7 +44,8 @@ def parse_question(
 
     Args:
         raw: A record with "prompt" and "image" or "video", or a LLaVA or messages record, whose
-            last answer is put aside.
+            last answer is put aside. Other right answers may stand under "reference" (a text or a
+            list of texts) or "answers" (a list of texts, or of objects with an "answer").
         where: Where it stands.
         image_folder: Folder of its media.
         system: System turn for records that have none.
@@ -59,8 +63,57 @@ def parse_question(
     turns = record.turns[:-1]
     if system and turns[0].role != "system":
         turns = (Turn("system", system), *turns)
-    has_answer = answered is raw
-    return Question(record_id, name, turns, record.turns[-1].text if has_answer else None)
+    references = _listed_references(raw, name) if isinstance(raw, Mapping) else ()
+    if not references and answered is raw:
+        references = (record.turns[-1].text,)
+    return Question(record_id, name, turns, references, where)
+
+
+def _listed_references(raw: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    keys = [key for key in ("reference", "answers") if raw.get(key) is not None]
+    if len(keys) > 1:
+        raise ValueError(f"{name}: has 'reference' and 'answers'; write one of them")
+    if not keys:
+        return ()
+    texts: list[str] = []
+    for entry in _as_list(raw[keys[0]]):
+        one = entry.get("answer") if isinstance(entry, Mapping) else entry
+        # A number is what it is written as.
+        texts += [str(one)] if isinstance(one, str | int | float) else []
+    if not texts or len(texts) < len(_as_list(raw[keys[0]])):
+        raise ValueError(
+            f"{name}: '{keys[0]}' is {raw[keys[0]]!r:.80}; expected a text or a list of texts"
+        )
+    return tuple(texts)
+
+
+def question_of(record: Record) -> Question:
+    """Make the question of a checked record; its last answer is the reference."""
+    return Question(
+        record.id, record.name, record.turns[:-1], (record.turns[-1].text,), record.where
+    )
+
+
+def split_turns(question: Question) -> list[Question]:
+    """Make a question of every user turn, each with what was said before as its history.
+
+    Returns:
+        Questions with the ids "ID#1", "ID#2", ...; the question itself if it is the only one. The
+        answers of the record are the references; the last question keeps its own.
+    """
+    answers = [place for place, turn in enumerate(question.turns) if turn.role == "assistant"]
+    if not answers:
+        return [question]
+    parts = [
+        replace(
+            question,
+            id=f"{question.id}#{number}",
+            turns=question.turns[:place],
+            references=(question.turns[place].text,),
+        )
+        for number, place in enumerate(answers, start=1)
+    ]
+    return [*parts, replace(question, id=f"{question.id}#{len(answers) + 1}")]
 
 
 def _with_turns(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:

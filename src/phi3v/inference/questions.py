@@ -86,7 +86,7 @@ def answer_questions(
             answers = answer_batch(model, processor, conversations, settings)
             for question, answer in zip(batch, answers, strict=True):
                 line = {"id": question.id, "prompt": question.turns[-1].text, "answer": answer}
-                if question.reference is not None:
-                    line["reference"] = question.reference
+                if references := list(question.references):
+                    line["reference"] = references if len(references) > 1 else references[0]
                 yield line
             progress.update(len(batch))

@@ -7,11 +7,11 @@ from transformers.utils.logging import tqdm
 from phi3v.data.dataset import SupervisedDataset
 from phi3v.data.inspection import InspectionSettings
 from phi3v.data.options import MediaOptions
+from phi3v.data.processes import decided_by_first
 from phi3v.data.survey import Survey, survey_records
 from phi3v.data.survey_cache import load_survey, save_survey, survey_key
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.training.arguments import DataArguments
-from phi3v.training.processes import decided_by_first
 
 logger = logging.getLogger(__name__)
 

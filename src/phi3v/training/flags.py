@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import yaml
 from transformers import HfArgumentParser
 
+from phi3v.data.processes import world_size
 from phi3v.training.arguments import (
     DataArguments,
     LoraArguments,
     ModelArguments,
     Phi3VTrainingArguments,
 )
-from phi3v.training.processes import connect_for_deepspeed, world_size
+from phi3v.training.processes import connect_for_deepspeed
 from phi3v.training.sharding import DEFAULT_CONFIG, read_config, settle_config, zero_stage
 
 # Flags of older releases: what they are called now, or None where nothing is left to set.

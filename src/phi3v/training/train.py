@@ -11,6 +11,13 @@ from torch.utils.data import Dataset
 from transformers import set_seed
 
 from phi3v.data.collator import Collator
+from phi3v.data.processes import (
+    decided_by_first,
+    disconnect,
+    one_voice,
+    quiet_unless_first,
+    rank,
+)
 from phi3v.model.loading import (
     choose_attention,
     is_adapter_folder,
@@ -35,14 +42,7 @@ from phi3v.training.parts import (
     plan_parts,
     table_of_parts,
 )
-from phi3v.training.processes import (
-    decided_by_first,
-    disconnect,
-    one_voice,
-    quiet_unless_first,
-    rank,
-    run_as_command,
-)
+from phi3v.training.processes import run_as_command
 from phi3v.training.summary import summarize
 from phi3v.training.trainer import Phi3VTrainer
 
