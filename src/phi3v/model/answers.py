@@ -59,12 +59,37 @@ def render_prompt(processor: Phi3VProcessor, conversation: Conversation) -> Prom
     return Prompt(text, counts, len(processor.encode(text, counts).input_ids))
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer.
+
+    Attributes:
+        text: Without special tokens and outer white space.
+        num_tokens: Generated tokens, the one that ends the answer included.
+        is_complete: Whether the model ended it; otherwise it was cut off at the most tokens.
+    """
+
+    text: str
+    num_tokens: int
+    is_complete: bool
+
+
 def answer_batch(
     model: Any,
     processor: Phi3VProcessor,
     conversations: Sequence[Conversation],
     settings: GenerationSettings | None = None,
 ) -> list[str]:
+    """Answer B conversations in one batch; as `generate_answers`, the texts alone."""
+    return [one.text for one in generate_answers(model, processor, conversations, settings)]
+
+
+def generate_answers(
+    model: Any,
+    processor: Phi3VProcessor,
+    conversations: Sequence[Conversation],
+    settings: GenerationSettings | None = None,
+) -> list[Answer]:
     """Answer B conversations in one batch.
 
     Args:
@@ -81,8 +106,14 @@ def answer_batch(
             or its tags and pictures do not match.
     """
     inputs = prepare_inputs(model, processor, conversations, settings or GenerationSettings())
-    rows = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-    return [decode_answer(processor, row) for row in rows.tolist()]
+    rows = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :].tolist()
+    stop_ids = set(model.config.stop_token_ids)
+    answers = []
+    for row in rows:
+        ends = next((place for place, one in enumerate(row) if one in stop_ids), None)
+        num_tokens = len(row) if ends is None else ends + 1
+        answers.append(Answer(decode_answer(processor, row), num_tokens, ends is not None))
+    return answers
 
 
 def decode_answer(processor: Phi3VProcessor, ids: list[int]) -> str:
