@@ -36,6 +36,6 @@ launch_training \
   --warmup_steps 0.03 \
   --lr_scheduler_type cosine \
   --bf16 True \
-  --gradient_checkpointing True \
+  --activation_memory auto \
   --report_to tensorboard \
   "$@"

@@ -52,10 +52,11 @@ def test_padded_batches_train_as_batches_without_padding(start: Callable[..., Ru
 )
 def test_gradient_checkpointing_changes_nothing(start: Callable[..., Run], mode: list[str]) -> None:
     flags = [*mode, "--lora_dropout", "0"]
-    assert_same_training(
-        start(*flags, folder="kept"),
-        start(*flags, "--gradient_checkpointing", "True", folder="recomputed"),
-    )
+    kept = start(*flags, folder="kept")
+    recomputed = start(*flags, "--gradient_checkpointing", "True", folder="recomputed")
+    assert_same_training(kept, recomputed)
+    assert_same_training(kept, start(*flags, "--activation_memory", "selective", folder="both"))
+    assert "gradient_checkpointing: true" in (recomputed.folder / "run.yaml").read_text()
 
 
 def test_evaluation_loss_does_not_depend_on_its_batch_size(

@@ -124,6 +124,7 @@ class PackedDataset(Dataset[list[list[Example]]]):
         packs: The plan over units.
         groups: Positions in the data set that form each unit; None means every example is one.
         costs: (K,) cost of every pack; None means that all cost the same.
+        tokens: (K,) tokens of every pack, where they are known.
     """
 
     def __init__(
@@ -133,11 +134,13 @@ class PackedDataset(Dataset[list[list[Example]]]):
         groups: Sequence[Sequence[int]] | None = None,
         *,
         costs: np.ndarray | None = None,
+        tokens: np.ndarray | None = None,
     ) -> None:
         self.dataset = dataset
         self.packs = packs
         self.groups = groups
         self.costs = np.ones(len(packs)) if costs is None else costs
+        self.tokens = np.zeros(len(packs), np.int64) if tokens is None else tokens
 
     def __len__(self) -> int:
         return len(self.packs)

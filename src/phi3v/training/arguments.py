@@ -205,6 +205,14 @@ class Phi3VTrainingArguments(TrainingArguments):
     dataloader_num_workers: int = field(
         default=4, metadata={"help": "Processes that read pictures and videos."}
     )
+    activation_memory: Literal["auto", "none", "selective", "full"] = field(
+        default="auto",
+        metadata={
+            "help": "What layers make again in the backward pass instead of keeping it: none; "
+            "selective, elementwise work only; full, the whole layer, as --gradient_checkpointing "
+            "True does. auto: the first of them that fits on the GPU; none on a CPU."
+        },
+    )
     padding_free: bool = field(
         default=True,
         metadata={"help": "Put the samples of a batch behind one another instead of padding them."},

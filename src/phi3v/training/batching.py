@@ -49,4 +49,4 @@ def pack_training_set(
         100 * tokens.sum() / (len(packs) * training.pack_tokens),
         lengths.sum() - tokens.sum(),
     )
-    return PackedDataset(dataset, packs, groups, costs=costs)
+    return PackedDataset(dataset, packs, groups, costs=costs, tokens=packs.sums(tokens))

@@ -126,6 +126,11 @@ def _check_library_settings(data: DataArguments, training: Phi3VTrainingArgument
     ):
         if value < 1:
             raise ValueError(f"--{flag} is {value}, expected at least 1")
+    if training.activation_checkpointing and training.activation_memory in ("none", "selective"):
+        raise ValueError(
+            "--gradient_checkpointing True contradicts --activation_memory "
+            f"{training.activation_memory}: it means full; leave one of both out"
+        )
     if training.packing and training.train_sampling_strategy != "random":
         raise ValueError("--packing contradicts --train_sampling_strategy: packs have their order")
     patience = training.early_stopping_patience

@@ -44,3 +44,27 @@ def _spared(name: str, parameter: Any, part: str) -> bool:
     # Under ZeRO-3 the visible shape is empty; the full one is kept beside it.
     shape = getattr(parameter, "ds_shape", parameter.shape)
     return part == SEPARATORS or name.endswith(".bias") or len(shape) < 2
+
+
+# Bytes of the states of one trained number, by the library's names of optimizers.
+STATE_BYTES = {
+    "adamw_torch": 8,
+    "adamw_torch_fused": 8,
+    "adamw_bnb_8bit": 2,
+    "adamw_8bit": 2,
+    "paged_adamw_8bit": 2,
+    "paged_adamw_32bit": 8,
+    "ademamix": 12,
+    "lion_32bit": 4,
+    "lion_8bit": 1,
+    "sgd": 0,
+}
+
+
+def state_bytes(training: Phi3VTrainingArguments) -> int:
+    """Return the bytes of optimizer states for each trained number.
+
+    Paged states may leave the GPU; they are counted all the same. An optimizer that is not listed
+    counts as AdamW.
+    """
+    return STATE_BYTES.get(getattr(training.optim, "value", str(training.optim)), 8)

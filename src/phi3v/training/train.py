@@ -26,6 +26,7 @@ from phi3v.model.loading import (
     load_processor,
     quantization_config,
 )
+from phi3v.training.activations import apply_activation_memory
 from phi3v.training.adapters import add_adapters
 from phi3v.training.arguments import ModelArguments, Phi3VTrainingArguments
 from phi3v.training.batching import pack_training_set
@@ -181,6 +182,8 @@ def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
                 logger.warning("removed %s of the earlier run", name)
         write_run_files(folder, arguments, rows)
         print(format_table(rows), flush=True)
+    # Behind run.yaml, which keeps the flags as they were given.
+    apply_activation_memory(arguments, model, config, train_set)
     return trainer, checkpoint
 
 
