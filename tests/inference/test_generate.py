@@ -12,7 +12,8 @@ import torch
 from tests.inference.test_questions import RECORDS, write
 
 from phi3v.cli import main
-from phi3v.inference.generate import build_parser, choose_device, split_paths
+from phi3v.inference.generate import build_parser, split_paths
+from phi3v.inference.model_flags import choose_device
 from phi3v.model.loading import load_model, load_processor
 
 Generate = Callable[..., tuple[int, str, str]]

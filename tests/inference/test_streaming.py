@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from phi3v.inference.answers import stream_answer
-from phi3v.inference.streaming import stream_ids, stream_pieces
+from phi3v.inference.streaming import TextPieces, stream_ids, stream_pieces
 from phi3v.model.answers import Conversation, decode_answer
 from phi3v.model.processing import Phi3VProcessor
 
@@ -91,13 +91,15 @@ def test_pieces_of_any_ids_join_to_their_text(processor: Phi3VProcessor, seed: i
 def test_pieces_come_while_the_answer_is_made() -> None:
     read = []
     ids = (read.append(number) or number for number in range(1, 4))
-    pieces = stream_pieces(ids, lambda seen: " ".join(map(str, seen)), lambda token_id: False)
+    pieces = stream_pieces(
+        ids, TextPieces(lambda seen: " ".join(map(str, seen)), lambda token_id: False)
+    )
     assert (next(pieces), read) == ("1", [1])
     assert list(pieces) == [" 2", " 3"]
 
 
 def test_bytes_wait_until_their_run_is_over() -> None:
     pieces = stream_pieces(
-        [1, 2, 3], lambda seen: "abc"[: len(seen)], lambda token_id: token_id < 3
+        [1, 2, 3], TextPieces(lambda seen: "abc"[: len(seen)], lambda token_id: token_id < 3)
     )
     assert list(pieces) == ["abc"]

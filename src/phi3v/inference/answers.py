@@ -4,7 +4,7 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import Any
 
-from phi3v.inference.streaming import stream_ids, stream_pieces
+from phi3v.inference.streaming import TextPieces, stream_ids, stream_pieces
 from phi3v.model.answers import (
     Conversation,
     answer_batch,
@@ -40,11 +40,15 @@ def stream_answer(
 
 def _stream(model: Any, processor: Phi3VProcessor, inputs: dict[str, Any]) -> Generator[str]:
     with closing(stream_ids(model, inputs)) as ids:
-        yield from stream_pieces(
-            ids,
-            lambda seen: decode_answer(processor, seen),
-            lambda token_id: _is_open(processor, token_id),
-        )
+        yield from stream_pieces(ids, text_pieces(processor))
+
+
+def text_pieces(processor: Phi3VProcessor) -> TextPieces:
+    """Make the text of one answer from its ids."""
+    return TextPieces(
+        lambda seen: decode_answer(processor, seen),
+        lambda token_id: _is_open(processor, token_id),
+    )
 
 
 def _is_open(processor: Phi3VProcessor, token_id: int) -> bool:

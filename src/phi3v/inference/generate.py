@@ -3,18 +3,22 @@
 import argparse
 import json
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from phi3v.data.attachments import Attachment, attach
 from phi3v.data.questions import read_questions
 from phi3v.inference.chat import ChatSession, GenerationSettings
+from phi3v.inference.model_flags import (
+    add_flag,
+    add_model_flags,
+    check_model_flags,
+    load_from_flags,
+)
 from phi3v.inference.questions import answer_questions, prepare_output
 from phi3v.inference.terminal import Terminal, note, print_answer
-from phi3v.model.loading import load_model, load_processor
+from phi3v.model.loading import load_processor
 from phi3v.model.processing import Phi3VProcessor
 
 _ONE_QUESTION_FLAGS = ("prompt", "image_file", "video_file", "debug")
@@ -31,50 +35,34 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Flags may be written with underscores, too (--model_path).",
         allow_abbrev=False,
     )
-    model = parser.add_argument_group("the model")
-    _add(model, "model-path", required=True, help="base, merged, fully trained or adapter folder")
-    _add(model, "model-base", help="base of an adapter folder, instead of the one that it names")
-    _add(model, "device", help="cpu, cuda, cuda:1, auto ...; default: cuda where there is one")
-    _add(model, "dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto",
-         help="type of the weights; auto is the stored one")  # fmt: skip
-    _add(model, "load-8bit", action="store_true", help="quantise to 8 bits (bitsandbytes)")
-    _add(model, "load-4bit", action="store_true", help="quantise to 4 bits (bitsandbytes)")
-    _add(model, "attn-implementation", choices=["eager", "sdpa", "flash_attention_2",
-         "flex_attention"], help="default: flash_attention_2 where it runs, else sdpa")  # fmt: skip
-    _add(model, "disable-flash-attention", action="store_true", help="use sdpa")
-    _add(model, "num-crops", type=int, help="1 to 16; default: as stored with the model")
+    add_model_flags(parser)
     asked = parser.add_argument_group("the question")
-    _add(asked, "prompt", help="one question; without it, a chat at the terminal")
-    _add(asked, "system", help="text of a system turn")
-    _add(asked, "image-file", nargs="+", action="extend", metavar="PATH",
+    add_flag(asked, "prompt", help="one question; without it, a chat at the terminal")
+    add_flag(asked, "system", help="text of a system turn")
+    add_flag(asked, "image-file", nargs="+", action="extend", metavar="PATH",
          help='pictures of the first question, also as "a.jpg, b.jpg"; videos are known by their '
          "suffix")  # fmt: skip
-    _add(asked, "video-file", nargs="+", action="extend", metavar="PATH", help="videos")
-    _add(asked, "max-frames", type=int, default=10, help="most frames of a video (%(default)s)")
-    _add(asked, "debug", action="store_true", help="show rendered prompts and token counts")
+    add_flag(asked, "video-file", nargs="+", action="extend", metavar="PATH", help="videos")
+    add_flag(asked, "max-frames", type=int, default=10, help="most frames of a video (%(default)s)")
+    add_flag(asked, "debug", action="store_true", help="show rendered prompts and token counts")
     answer = parser.add_argument_group("the answer")
-    _add(answer, "max-new-tokens", type=int, default=500, help="most tokens (%(default)s)")
-    _add(answer, "temperature", type=float, default=0.0,
+    add_flag(answer, "max-new-tokens", type=int, default=500, help="most tokens (%(default)s)")
+    add_flag(answer, "temperature", type=float, default=0.0,
          help="0 takes the likeliest token, above 0 tokens are drawn (%(default)s)")  # fmt: skip
-    _add(answer, "top-p", type=float, default=1.0, help="draw from this share (%(default)s)")
-    _add(answer, "repetition-penalty", type=float, default=1.0, help="(%(default)s)")
-    _add(answer, "num-beams", type=int, default=1, help="beams of a beam search (%(default)s)")
-    _add(answer, "seed", type=int, help="makes drawn answers repeatable")
+    add_flag(answer, "top-p", type=float, default=1.0, help="draw from this share (%(default)s)")
+    add_flag(answer, "repetition-penalty", type=float, default=1.0, help="(%(default)s)")
+    add_flag(answer, "num-beams", type=int, default=1, help="beams of a beam search (%(default)s)")
+    add_flag(answer, "seed", type=int, help="makes drawn answers repeatable")
     files = parser.add_argument_group("a file of questions")
-    _add(files, "input", metavar="JSONL", help="records with id, prompt and image or video, or "
+    add_flag(files, "input", metavar="JSONL", help="records with id, prompt and image or video, or "
          "training records, whose last answer is put aside as reference")  # fmt: skip
-    _add(files, "output", metavar="JSONL", help="one line with id, prompt and answer for each")
-    _add(files, "image-folder", help="folder of the media; default: paths as they are")
-    _add(files, "batch-size", type=int,
+    add_flag(files, "output", metavar="JSONL", help="one line with id, prompt and answer for each")
+    add_flag(files, "image-folder", help="folder of the media; default: paths as they are")
+    add_flag(files, "batch-size", type=int,
          help=f"questions answered together ({DEFAULT_BATCH_SIZE})")  # fmt: skip
-    _add(files, "resume", action="store_true", help="answer only ids that the output lacks")
-    _add(files, "overwrite", action="store_true", help="replace an existing output")
+    add_flag(files, "resume", action="store_true", help="answer only ids that the output lacks")
+    add_flag(files, "overwrite", action="store_true", help="replace an existing output")
     return parser
-
-
-def _add(group: Any, name: str, **options: Any) -> None:
-    spellings = dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}"))
-    group.add_argument(*spellings, **options)
 
 
 def main(argv: list[str]) -> int:
@@ -96,7 +84,7 @@ def main(argv: list[str]) -> int:
         return _answer_file(arguments, processor, settings)
     attachments = open_attachments(arguments)
     session = ChatSession(
-        _load(arguments),
+        load_from_flags(arguments),
         processor,
         arguments.system,
         max_num_frames=arguments.max_frames,
@@ -122,60 +110,11 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--input and --output are the same file; name another output")
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise ValueError("--prompt is empty; write a question, or leave it out for a chat")
-    if arguments.load_8bit and arguments.load_4bit:
-        raise ValueError("--load-8bit and --load-4bit exclude each other; give one of them")
-    if arguments.disable_flash_attention and arguments.attn_implementation == "flash_attention_2":
-        raise ValueError(
-            "--disable-flash-attention contradicts --attn-implementation flash_attention_2"
-        )
+    check_model_flags(arguments)
     for name in ("max_frames", "batch_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
-
-
-def choose_device(device: str | None) -> str:
-    """Return the device to load to; cuda where there is one and none is asked for.
-
-    Raises:
-        ValueError: There is no such device.
-    """
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "auto":
-        return device
-    try:
-        kind, index = torch.device(device).type, torch.device(device).index
-    except RuntimeError:
-        raise ValueError(f"--device is {device!r}; expected cpu, cuda, cuda:1, auto") from None
-    if kind == "cuda" and (index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ValueError(
-            f"--device is {device!r}, but {found} CUDA device(s) can be used; leave --device out "
-            "or write --device cpu"
-        )
-    return device
-
-
-def _load(arguments: argparse.Namespace) -> Any:
-    quantization: Any = "8bit" if arguments.load_8bit else "4bit" if arguments.load_4bit else None
-    if quantization and find_spec("bitsandbytes") is None:
-        raise ValueError(
-            f"--load-{quantization} needs bitsandbytes, which is not installed: "
-            "pip install 'phi3v[qlora]'"
-        )
-    attention = arguments.attn_implementation
-    if arguments.disable_flash_attention and attention is None:
-        note("FlashAttention 2 is off; attention runs with sdpa.")
-        attention = "sdpa"
-    return load_model(
-        arguments.model_path,
-        None if arguments.dtype == "auto" else getattr(torch, arguments.dtype),
-        attention,
-        choose_device(arguments.device),
-        quantization,
-        arguments.model_base,
-    )
 
 
 def open_attachments(arguments: argparse.Namespace) -> list[Attachment]:
@@ -205,7 +144,7 @@ def _answer_file(
     missing = [question for question in questions if str(question.id) not in done]
     if missing:
         lines = answer_questions(
-            _load(arguments),
+            load_from_flags(arguments),
             processor,
             missing,
             batch_size=arguments.batch_size or DEFAULT_BATCH_SIZE,

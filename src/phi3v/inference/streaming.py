@@ -78,32 +78,42 @@ def stream_ids(model: Any, inputs: Mapping[str, Any]) -> Generator[int]:
         thread.join()
 
 
-def stream_pieces(
-    ids: Iterable[int], decode: Callable[[list[int]], str], is_open: Callable[[int], bool]
-) -> Iterator[str]:
-    """Turn ids into pieces of text that join to the decoded whole.
+class TextPieces:
+    """Turns ids into pieces of text that join to the decoded whole.
 
     All ids are decoded again for every piece: what a token adds depends on the ones before it, such
     as whether it begins with a space. A run of bytes is one piece, because its last byte decides
     whether the others are characters at all.
 
     Args:
-        ids: Ids of one answer.
         decode: Turns ids into stripped text.
         is_open: Tells whether the id after this one may still change the text: true of single bytes
             and of ids without text, which leave the bytes around them side by side.
     """
-    seen: list[int] = []
-    shown = ""
+
+    def __init__(self, decode: Callable[[list[int]], str], is_open: Callable[[int], bool]) -> None:
+        self._decode = decode
+        self._is_open = is_open
+        self._seen: list[int] = []
+        self._shown = ""
+
+    def add(self, token_id: int) -> str:
+        """Take the next id and return the text that it completes, often none."""
+        self._seen.append(token_id)
+        return "" if self._is_open(token_id) else self.rest()
+
+    def rest(self) -> str:
+        """Return the text that is not shown yet, at the end of the answer."""
+        text = self._decode(self._seen)
+        assert text.startswith(self._shown), "text that was shown has changed"
+        added, self._shown = text.removeprefix(self._shown), text
+        return added
+
+
+def stream_pieces(ids: Iterable[int], pieces: TextPieces) -> Iterator[str]:
+    """Turn the ids of one answer into pieces of text; none is empty."""
     for token_id in ids:
-        seen.append(token_id)
-        if not is_open(token_id):
-            text = decode(seen)
-            yield from _added(text, shown)
-            shown = text
-    yield from _added(decode(seen), shown)
-
-
-def _added(text: str, shown: str) -> list[str]:
-    assert text.startswith(shown), "text that was shown has changed"
-    return [text.removeprefix(shown)] if text != shown else []
+        if text := pieces.add(token_id):
+            yield text
+    if text := pieces.rest():
+        yield text
