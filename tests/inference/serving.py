@@ -1,0 +1,57 @@
+"""A server of the test's own process, at a free port, that stops with its context."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from phi3v.inference.api import ApiSettings, add_api
+from phi3v.inference.guard import Bounds, Guard
+from phi3v.inference.server import Server, open_socket
+from phi3v.inference.service import Service
+
+
+@contextmanager
+def run_app(app: Any, on_stop: Any) -> Iterator[int]:
+    """Serve an app in a thread and give its port."""
+    with open_socket("127.0.0.1", 0) as listener:
+        server = Server(app, on_stop=on_stop)
+        thread = threading.Thread(
+            target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True
+        )
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server has not stopped"
+
+
+@contextmanager
+def run_api(
+    service: Service,
+    *,
+    settings: ApiSettings | None = None,
+    bounds: Bounds | None = None,
+    api_key: str | None = None,
+) -> Iterator[str]:
+    """Serve the API of a service and give its address."""
+    app = FastAPI()
+    add_api(app, service, settings or ApiSettings())
+    guard = Guard(app, bounds or Bounds(), api_key)
+    with run_app(guard, service.scheduler.close) as port:
+        yield f"http://127.0.0.1:{port}"
+    assert service.scheduler.join(10), "the thread of the model has not stopped"
+
+
+def wait_until(condition: Any, seconds: float = 10.0) -> None:
+    """Wait for a condition of another thread."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.01)
