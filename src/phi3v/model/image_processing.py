@@ -166,10 +166,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
                 )
             picture = picture.convert("RGB")
         plan = plan_crops(*(size or picture.size), self.num_crops, self.crop_size)
-        padded = _resize_and_pad(picture, plan)
-        side, grid = self.crop_size, plan.grid
-        tiles = padded.reshape(grid.rows, side, grid.columns, side, 3).transpose(0, 2, 4, 1, 3)
-        crops = np.ascontiguousarray(tiles).reshape(-1, 3, side, side)
+        crops = _cut(_resize(picture, plan), plan, self.crop_size)
         return crops, (plan.padded_height, plan.padded_width)
 
     def num_image_tokens(self, width: int, height: int) -> int:
@@ -208,20 +205,38 @@ class Phi3VImageProcessor(BaseImageProcessor):
         return published
 
 
-def _resize_and_pad(picture: Image.Image, plan: CropPlan) -> np.ndarray:
-    """Resize an RGB picture and put it on white: uint8 (padded height, padded width, 3)."""
+def _resize(picture: Image.Image, plan: CropPlan) -> Image.Image:
+    """Resize an RGB picture as the published processor does."""
     width, height = plan.resized_width, plan.resized_height
-    if plan.transposed:
-        # Pillow resizes the width first and rounds in between, so a tall picture must be resized
-        # lying down to give the published pixels.
-        picture = picture.transpose(Image.Transpose.TRANSPOSE)
-        picture = picture.resize((height, width), Image.Resampling.BILINEAR)
-        picture = picture.transpose(Image.Transpose.TRANSPOSE)
-    else:
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    if (width, height) == (plan.padded_width, plan.padded_height):
-        return np.asarray(picture)
-    padded = np.full((plan.padded_height, plan.padded_width, 3), _WHITE, dtype=np.uint8)
-    top, left = plan.pad_top, plan.pad_left
-    padded[top : top + height, left : left + width] = np.asarray(picture)
-    return padded
+    if picture.size == (width, height):
+        return picture
+    if not plan.transposed:
+        return picture.resize((width, height), Image.Resampling.BILINEAR)
+    # Pillow resizes the width first and rounds in between, so a tall picture must be resized lying
+    # down to give the published pixels.
+    picture = picture.transpose(Image.Transpose.TRANSPOSE)
+    picture = picture.resize((height, width), Image.Resampling.BILINEAR)
+    return picture.transpose(Image.Transpose.TRANSPOSE)
+
+
+def _cut(picture: Image.Image, plan: CropPlan, side: int) -> np.ndarray:
+    """Put a resized RGB picture on white and cut it: uint8 (crops, 3, S, S), row by row.
+
+    Every pixel is copied once out of Pillow, channel by channel, and once into its crop.
+    """
+    width, height = picture.size
+    grid, top, left = plan.grid, plan.pad_top, plan.pad_left
+    shape = (grid.rows, grid.columns, 3, side, side)
+    is_padded = (width, height) != (plan.padded_width, plan.padded_height)
+    crops = np.full(shape, _WHITE, np.uint8) if is_padded else np.empty(shape, np.uint8)
+    for channel, name in enumerate("RGB"):
+        plane = np.frombuffer(picture.tobytes("raw", name), np.uint8).reshape(height, width)
+        for row, column in np.ndindex(grid.rows, grid.columns):
+            y, x = row * side - top, column * side - left
+            y_start, y_end = max(y, 0), min(y + side, height)
+            x_start, x_end = max(x, 0), min(x + side, width)
+            crop = crops[row, column, channel]
+            crop[y_start - y : y_end - y, x_start - x : x_end - x] = plane[
+                y_start:y_end, x_start:x_end
+            ]
+    return crops.reshape(-1, 3, side, side)
