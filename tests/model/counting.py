@@ -10,11 +10,15 @@ from torch.utils._pytree import tree_leaves
 
 
 class KeptStorages(TorchDispatchMode):
-    """Notes all memory that is made; what of it is still alive can be asked later."""
+    """Notes all memory that is made; what of it is alive, or was at most, can be asked later.
+
+    Temporary memory inside one operation is not seen.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -28,6 +32,7 @@ class KeptStorages(TorchDispatchMode):
                 storage = one.untyped_storage()
                 if storage._cdata not in given:
                     self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, self.alive())
         return output
 
     def alive(self) -> int:
@@ -41,3 +46,10 @@ def kept_bytes(forward: Callable[[], Any]) -> int:
         alive = kept.alive()
     del result
     return alive
+
+
+def peak_bytes(step: Callable[[], Any]) -> int:
+    """Count what is alive at most while ``step`` runs."""
+    with KeptStorages() as kept:
+        step()
+    return kept.peak

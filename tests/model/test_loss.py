@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.model.counting import peak_bytes
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from phi3v import Phi3VForCausalLM
 from phi3v.model import loss as loss_module
@@ -57,6 +59,74 @@ def test_chunks_change_nothing(
     monkeypatch.setattr(loss_module, "CHUNK", 4)
     for found, expected in zip(run(), whole, strict=True):
         assert_close(found, expected)
+
+
+def losses_and_gradients(
+    head: nn.Module, hidden: Tensor, labels: Tensor, count: Any
+) -> tuple[Tensor, ...]:
+    hidden = hidden.detach().requires_grad_()
+    loss = supervised_loss(hidden, labels, head, num_items_in_batch=count)
+    own = [one for one in head.parameters() if one.requires_grad]
+    return loss.detach(), *torch.autograd.grad(loss, [hidden, *own])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_gradients_made_with_the_logits_are_those_of_autograd(
+    batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, frozen: bool, dtype: torch.dtype
+) -> None:
+    head = nn.Linear(8, 50, bias=False, dtype=dtype).requires_grad_(not frozen)
+    hidden, labels = batch[0].to(dtype), batch[1]
+    monkeypatch.setattr(loss_module, "CHUNK", 6)
+    found = losses_and_gradients(head, hidden, labels, 7)
+    head.register_forward_hook(lambda *_: None)  # the way through the module
+    expected = losses_and_gradients(head, hidden, labels, 7)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other.to(one.dtype), rtol=tolerance, atol=tolerance)
+
+
+def test_autocast_rounds_the_products_only(batch: tuple[Tensor, Tensor], head: nn.Linear) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses_and_gradients(head, *batch, 5)
+        head.register_forward_hook(lambda *_: None)
+        expected = losses_and_gradients(head, *batch, 5)
+    assert [one.dtype for one in found] == [one.dtype for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, rtol=2e-2, atol=2e-2)
+
+
+def test_places_without_a_target_count_nothing(head: nn.Linear) -> None:
+    hidden, targets = torch.randn(1, 6, 8), torch.tensor([[1, 2, -100, 4, -100, 6]])
+    places = torch.arange(1, 6)
+    listed = supervised_loss(hidden, targets, head, num_items_in_batch=1, label_places=places)
+    assert_close(listed, supervised_loss(hidden, targets, head, num_items_in_batch=1))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_memory_does_not_grow_with_vocabulary_times_length(
+    monkeypatch: pytest.MonkeyPatch, frozen: bool
+) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK", 32)
+    width, vocabulary = 8, 4000
+    head = nn.Linear(width, vocabulary, bias=False).requires_grad_(not frozen)
+
+    def peak(length: int) -> int:
+        hidden = torch.randn(1, length, width, requires_grad=True)
+        labels = torch.randint(0, vocabulary, (1, length))
+        return peak_bytes(lambda: supervised_loss(hidden, labels, head).backward())
+
+    # Some copies of states and their places: nothing of the size of a vocabulary.
+    grown = (peak(512) - peak(256)) / 256
+    assert 0 < grown < 8 * width * 4 < vocabulary * 4 / 10
+
+
+def test_the_head_runs_once_and_its_products_are_three(head: nn.Linear) -> None:
+    hidden = torch.randn(1, 2001, 8, requires_grad=True)
+    labels = torch.randint(0, 50, (1, 2001))
+    with FlopCounterMode(display=False) as counter:
+        supervised_loss(hidden, labels, head).backward()
+    assert counter.get_total_flops() == 3 * 2 * 2000 * 8 * 50
 
 
 @pytest.mark.parametrize("count", [None, 0, 12, torch.tensor(0)])

@@ -3,6 +3,8 @@
 Letters: B rows, T tokens, H hidden size, L supervised places.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -18,6 +20,83 @@ def _chunk_loss(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
     return nn.functional.cross_entropy(logits, targets, reduction="sum")
 
 
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Head and loss in one, chunk by chunk, the gradients made while the logits are there.
+
+    They are no larger than what would be kept for them, and the logits are made once instead of
+    twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, grad: bool
+    ) -> Tensor:
+        wide = torch.promote_types(dtype, torch.float32)
+        total = hidden.new_zeros((), dtype=wide)
+        matrix = weight.to(dtype)
+        hidden_grad = torch.empty_like(hidden) if grad and ctx.needs_input_grad[0] else None
+        weight_grad = None
+        if grad and ctx.needs_input_grad[1]:
+            weight_grad = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, wide))
+        for start in range(0, hidden.shape[0], CHUNK):
+            own = hidden[start : start + CHUNK].to(dtype)
+            wanted = targets[start : start + CHUNK, None]
+            known = wanted != IGNORE_INDEX
+            wanted = wanted.clamp(min=0)
+            logits = (own @ matrix.t()).to(wide)
+            log_sum = logits.logsumexp(-1, keepdim=True)
+            total += ((log_sum - logits.gather(1, wanted)) * known).sum()
+            if hidden_grad is None and weight_grad is None:
+                continue
+            # In place: the logits become their own gradient.
+            logits.sub_(log_sum).exp_().scatter_add_(1, wanted, -torch.ones_like(log_sum))
+            gradient = logits.mul_(known).to(dtype)
+            if hidden_grad is not None:
+                hidden_grad[start : start + CHUNK] = gradient @ matrix
+            if weight_grad is not None:
+                weight_grad += gradient.t() @ own
+        if weight_grad is not None:
+            weight_grad = weight_grad.to(weight.dtype)
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        grads = (None if one is None else one * factor.to(one.dtype) for one in ctx.saved_tensors)
+        return (*grads, None, None, None)
+
+
+def _sum_of_losses(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
+    """Add the losses of supervised places (L, H) up, by the plain head or through the module."""
+    if _is_plain(head):
+        dtype, device = hidden.dtype, hidden.device.type
+        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if casts and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+        keeps = torch.is_grad_enabled()
+        return _LinearCrossEntropy.apply(hidden, head.weight, targets, dtype, keeps)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, hidden.shape[0], CHUNK):
+        part = (hidden[start : start + CHUNK], targets[start : start + CHUNK], head)
+        if torch.is_grad_enabled() and hidden.shape[0] > CHUNK:
+            total = total + checkpoint(_chunk_loss, *part, use_reentrant=False)
+        else:
+            total = total + _chunk_loss(*part)
+    return total
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Tell whether the head is its weight alone: no adapter, no shards, nobody who listens."""
+    return (
+        type(head) is nn.Linear
+        and head.bias is None
+        and type(head.weight) is nn.Parameter
+        and not hasattr(head.weight, "ds_id")
+        and not (head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
+    )
+
+
 def supervised_loss(
     hidden_states: Tensor,
     labels: Tensor,
@@ -28,8 +107,9 @@ def supervised_loss(
 ) -> Tensor:
     """Compute the token-mean cross entropy without logits of unsupervised places.
 
-    The head runs on at most ``CHUNK`` places at a time and its logits are made again in the
-    backward pass, so memory does not grow with vocabulary times length.
+    The head runs on at most ``CHUNK`` places at a time, so memory does not grow with vocabulary
+    times length. A plain head makes its gradients at once; through adapters, shards or hooks the
+    logits are made again in the backward pass.
 
     Args:
         hidden_states: (B, T, H) after the final norm.
@@ -54,12 +134,8 @@ def supervised_loss(
     total = hidden_states.new_zeros((), dtype=torch.float32)
     if hidden.shape[0] == 0:
         total = total + 0.0 * head(hidden_states[:, :1]).float().sum()
-    for start in range(0, hidden.shape[0], CHUNK):
-        part = (hidden[start : start + CHUNK], targets[start : start + CHUNK], head)
-        if torch.is_grad_enabled() and hidden.shape[0] > CHUNK:
-            total = total + checkpoint(_chunk_loss, *part, use_reentrant=False)
-        else:
-            total = total + _chunk_loss(*part)
+    else:
+        total = total + _sum_of_losses(hidden, targets, head)
     count = hidden.shape[0] if num_items_in_batch is None else num_items_in_batch
     if isinstance(count, Tensor):
         return total / count.to(total.device).clamp(min=1)
