@@ -17,8 +17,10 @@ def hidden_places(path: Path, kind: str) -> list[Path]:
     full = path.resolve()
     elsewhere = f"{hashlib.blake2b(os.fsencode(full), digest_size=8).hexdigest()}{name}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    # The id of a data set on the hub looks like a path, too.
+    beside = [full.parent / name] if full.parent.is_dir() else []
     return [
-        full.parent / name,
+        *beside,
         cache / "phi3v" / elsewhere,
         Path(tempfile.gettempdir()) / f"phi3v-{os.getuid()}" / elsewhere,
     ]

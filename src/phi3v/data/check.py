@@ -14,7 +14,8 @@ from phi3v.data.histogram import draw_png, draw_text
 from phi3v.data.inspection import Finding, InspectionSettings
 from phi3v.data.options import MAX_IMAGE_PIXELS, MediaOptions
 from phi3v.data.records import RawRecords
-from phi3v.data.sources import open_records
+from phi3v.data.references import as_address
+from phi3v.data.sources import look, open_records
 from phi3v.data.statistics import overlap, statistics
 from phi3v.data.survey import Survey, survey_records
 from phi3v.model.loading import load_config, load_processor
@@ -129,6 +130,11 @@ def _refuse_contradictions(flags: argparse.Namespace) -> None:
     for folder in (flags.image_folder, flags.eval_image_folder):
         if folder is not None and not Path(folder).is_dir():
             raise FileNotFoundError(f"image folder {folder} does not exist; check the path")
+    if flags.write_clean and Path(flags.data).is_file() and look(Path(flags.data)) == "yaml":
+        raise ValueError(
+            f"--write_clean: {flags.data} is a list of sources with folders of their own; check "
+            "and clean them one by one"
+        )
     inputs = {Path(path).resolve() for path in (flags.data, flags.eval_data_path) if path}
     for name in ("json", "write_clean", "plot"):
         out = getattr(flags, name)
@@ -212,20 +218,24 @@ def _print_report(report: dict[str, Any], lengths: np.ndarray) -> None:
 
 
 def write_clean(records: RawRecords, keep: np.ndarray, source: str, target: str) -> None:
-    """Write some of the records, as an array or as lines, as the source is.
+    """Write some of the records: as an array if the source is one, otherwise as lines.
+
+    Embedded pictures are written in base64.
 
     Args:
         records: Raw records.
         keep: Ascending indices of those to write.
-        source: The data file that they come from.
+        source: What they come from.
         target: File to write.
     """
-    with open(source, encoding="utf-8-sig") as file:
-        is_array = file.read(4096).lstrip().startswith("[")
+    is_array = False
+    if Path(source).is_file() and look(Path(source)) == "json":
+        with open(source, encoding="utf-8-sig") as file:
+            is_array = file.read(4096).lstrip().startswith("[")
     with open(target, "w", encoding="utf-8") as file:
         if is_array:
             file.write("[\n")
         for number, index in enumerate(keep.tolist()):
             file.write((",\n" if is_array else "\n") if number else "")
-            file.write(json.dumps(records[index], ensure_ascii=False))
+            file.write(json.dumps(records[index], ensure_ascii=False, default=as_address))
         file.write("\n]\n" if is_array else "\n")

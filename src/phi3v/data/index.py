@@ -1,4 +1,4 @@
-"""The index of a JSON array or a file of lines: where every entry begins, kept beside the file.
+"""The index of a data file: where every entry begins, kept beside the file.
 
 A file is scanned once, by one process, and never held in memory: every process maps the same index
 and reads single entries from the data file. The index belongs to one state of the data file (size,
@@ -12,23 +12,25 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 
 from phi3v.data.beside import hidden_places
 from phi3v.data.locking import locked
-from phi3v.data.scanning import BOM, ArrayScanner, Entry, scan_lines
-from phi3v.data.structure import SPACE
+from phi3v.data.scanning import Entry
 
 _MAGIC = b"phi3vix1"
 _HEADER = struct.Struct("<8sQq32sBQQII")  # the fields of `_Header`, then the header's checksum
 _ENTRY = np.dtype([("start", "<u8"), ("size", "<u4"), ("line", "<u4")])
 _BLOCK = 1024
 _END_BYTES = 1 << 16
+
+# Whether a file is a JSON array, and its entries in batches.
+Scan: TypeAlias = Callable[[BinaryIO], tuple[bool, Iterator[list[Entry]]]]
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Index:
         return start, start + size, line
 
 
-def open_index(path: Path, key: FileKey) -> Index:
+def open_index(path: Path, key: FileKey, scan: Scan) -> Index:
     """Open the index of a data file; build it first if there is none that fits.
 
     Of several processes that ask at once, one builds and the others wait for it.
@@ -125,9 +127,10 @@ def open_index(path: Path, key: FileKey) -> Index:
     Args:
         path: The data file.
         key: Its present state.
+        scan: Finds its entries.
 
     Raises:
-        ValueError: If the file is empty or begins like neither an array nor a line of records.
+        ValueError: If the file is of another kind; comes from `scan`.
     """
     places = hidden_places(path, "index")
     for place in places:
@@ -142,19 +145,19 @@ def open_index(path: Path, key: FileKey) -> Index:
                 try:
                     return Index(place, key)
                 except DamagedIndex:
-                    _build(path, key, place)
+                    _build(path, key, place, scan)
                 return Index(place, key)
         except OSError as error:
             refused = error
     raise ValueError(f"{path}: its index can be written nowhere ({refused}); set XDG_CACHE_HOME")
 
 
-def _build(path: Path, key: FileKey, place: Path) -> None:
+def _build(path: Path, key: FileKey, place: Path, scan: Scan) -> None:
     """Scan a data file and write its index: aside, synced, then renamed."""
     aside = place.with_name(f"{place.name}.{os.getpid()}")
     try:
         with path.open("rb", buffering=0) as source, aside.open("wb") as target:
-            is_array, batches = scan(source, path)
+            is_array, batches = scan(source)
             target.write(bytes(_HEADER.size))
             count, sums, malformed = _write_entries(target, batches)
             tail = np.array(sums, "<u4").tobytes() + np.array(malformed, "<u8").tobytes()
@@ -196,38 +199,3 @@ def _write_entries(
     if waiting:
         write_block()
     return count, sums, malformed
-
-
-def scan(file: BinaryIO, path: Path) -> tuple[bool, Iterator[list[Entry]]]:
-    """Look at the first character of a data file and scan it accordingly.
-
-    Args:
-        file: The data file, opened for reading bytes.
-        path: Its path, for messages.
-
-    Returns:
-        Whether it is a JSON array, and its entries in batches.
-
-    Raises:
-        ValueError: If the file is empty or begins with another character.
-    """
-    start = len(BOM) if file.read(len(BOM)) == BOM else 0
-    file.seek(start)
-    place = start
-    while chunk := file.read(_END_BYTES):
-        text = chunk.lstrip(SPACE)
-        place += len(chunk) - len(text)
-        if text:
-            break
-    else:
-        raise ValueError(
-            f"{path}: the file is empty; expected a JSON array of records or one record per line"
-        )
-    if text[:1] == b"[":
-        return True, iter(ArrayScanner(file, place + 1))
-    if text[:1] == b"{":
-        return False, scan_lines(file, start)
-    raise ValueError(
-        f"{path}: starts with {text[:1].decode('ascii', 'backslashreplace')!r}; expected '[' (a "
-        "JSON array of records) or '{' (one record per line)"
-    )

@@ -26,13 +26,22 @@ def read_media(value: Any, kind: MediaKind) -> Media:
     elif isinstance(value, bytes):
         path, content = None, value
     if content is None and isinstance(path, str) and path.startswith("data:"):
-        path, content = None, _decode(path)
+        path, content = None, path
+    if isinstance(content, str):
+        content = _decode(content)
     if isinstance(content, bytes):
         return Media(kind, path if isinstance(path, str) and path else f"embedded {kind}", content)
     if content is not None or not isinstance(path, str) or not path:
         found = "an empty path" if path == "" else kind_of(value)
         raise ValueError(f"holds {found}; expected a path or a list of paths")
     return Media(kind, path)
+
+
+def as_address(content: Any) -> str:
+    """Write the bytes of an embedded file so that JSON can hold them; `read_media` reads it."""
+    if not isinstance(content, bytes):
+        raise TypeError(f"{type(content).__name__} is not written in JSON")
+    return f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
 
 
 def _decode(address: str) -> bytes:

@@ -19,8 +19,6 @@ _UPLOAD_SECONDS = 3600
 _CSS = (Path(__file__).parent / "app.css").read_text(encoding="utf-8")
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
-from gradio.events import Dependency
-
 class QuestionBox(gr.MultimodalTextbox):
     """A text box for questions that takes uploads, and no addresses to fetch."""
 
@@ -33,7 +31,9 @@ class QuestionBox(gr.MultimodalTextbox):
         if "://" in str(url_or_file_path):
             raise gr.Error("only uploaded files are taken")
         return await super().async_move_resource_to_block_cache(url_or_file_path)
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
 
     if TYPE_CHECKING:
