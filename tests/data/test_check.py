@@ -164,7 +164,7 @@ def test_predicted_lengths_are_those_of_the_examples(
         assert survey.num_crops[0] == len(example.get("pixel_values", ()))
         assert survey.num_dropped_turns[0] == example["num_dropped_turns"]
     else:
-        assert survey.findings[0].reason == "too_long"
+        assert survey.findings[0].reason == "too long"
         with pytest.raises(ValueError, match=f"{survey.lengths[0]} tokens up to"):
             encode_record(record, processor, limit, max_num_frames=2)
 

@@ -97,7 +97,7 @@ def check_records(seed: random.Random, folder: Path, processor: Phi3VProcessor, 
     inspections = compare(source, processor, path.name)
     for index in set(range(12)) - set(spoiled):
         finding = inspections[index].finding
-        assert finding is None or finding.reason in ("too_long", "shortened"), finding
+        assert finding is None or finding.reason in ("too long", "shortened"), finding
 
 
 @TIMED
@@ -162,7 +162,9 @@ def check_file(seed: random.Random, folder: Path, processor: Phi3VProcessor, pat
         whole = None
     source = open_records(path, folder)
     inspections = compare(source, processor, path.name)
-    malformed = [one for one in inspections if one.finding and one.finding.reason == "json"]
+    malformed = [
+        one for one in inspections if one.finding and one.finding.reason == "malformed JSON"
+    ]
     assert bool(malformed) == (whole is None)
     if whole is not None:
         assert [source[index] for index in range(len(source))] == whole

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from phi3v.data.faults import Fault
 from phi3v.data.layout import IGNORE_INDEX, Layout, SampleTooLong, lay_out, naming
 from phi3v.data.media import load_image, sample_frames
 from phi3v.data.options import MediaOptions
@@ -120,8 +121,9 @@ def _make_crops(
     if picture.size == size or (options.jpeg_draft and media.kind == "image"):
         return images.prepare(picture, size)
     if images.num_image_tokens(*picture.size) != images.num_image_tokens(*size):
-        raise ValueError(
+        raise Fault(
             f"{media.path} was decoded at {picture.width}x{picture.height}, another size "
-            "than its header announces; write the file again"
+            "than its header announces; write the file again",
+            "damaged file",
         )
     return images.prepare(picture)

@@ -6,6 +6,8 @@ import urllib.request
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+from phi3v.data.faults import Fault
+
 TIMEOUT_SECONDS = 20
 MAX_BYTES = 256 << 20
 
@@ -15,7 +17,10 @@ class _WebOnly(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]  # as in the library
         if not is_web_address(newurl):
-            raise ValueError(f"{shorten(req.full_url)} leads to {shorten(newurl)}, no web address")
+            raise Fault(
+                f"{shorten(req.full_url)} leads to {shorten(newurl)}, no web address",
+                "address refused",
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -51,16 +56,20 @@ def fetch(url: str, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT_SECONDS
             content = answer.read(max_bytes + 1)
             announced = answer.headers.get("Content-Length")
     except urllib.error.HTTPError as error:
-        raise ValueError(f"{name} answers {error.code} {error.reason}; check the address") from None
+        raise Fault(
+            f"{name} answers {error.code} {error.reason}; check the address", "missing file"
+        ) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise ValueError(
-            f"{name} could not be fetched ({reason}); check the address, or write a file's path"
+        raise Fault(
+            f"{name} could not be fetched ({reason}); check the address, or write a file's path",
+            "missing file",
         ) from None
     if len(content) > max_bytes:
-        raise ValueError(
-            f"{name} has more than {max_bytes} bytes; store it as a file and write its path"
+        raise Fault(
+            f"{name} has more than {max_bytes} bytes; store it as a file and write its path",
+            "address refused",
         )
     if not content or (announced and announced.isdigit() and len(content) < int(announced)):
-        raise ValueError(f"{name} sent {len(content)} of {announced} bytes; try again")
+        raise Fault(f"{name} sent {len(content)} of {announced} bytes; try again", "missing file")
     return content

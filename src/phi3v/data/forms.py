@@ -14,6 +14,7 @@ Where pairs or a question name no place for their media, these stand in front.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from phi3v.data.faults import Fault
 from phi3v.data.references import kind_of, read_media
 from phi3v.data.turns import MEDIA_TAG, Media, MediaKind
 
@@ -50,17 +51,19 @@ def read_form(raw: Any) -> tuple[Spoken, list[Media]]:
         ValueError: If it has no form of these, a key is missing, or a value is of the wrong type.
     """
     if not isinstance(raw, Mapping):
-        raise ValueError(
-            f"is {kind_of(raw)}; expected an object with 'conversations' or 'messages'"
+        raise Fault(
+            f"is {kind_of(raw)}; expected an object with 'conversations' or 'messages'",
+            "wrong type",
         )
     found = [key for key in _FORMS if raw.get(key) is not None]
     if found[:2] == ["conversations", "messages"]:
-        raise ValueError("has both of 'conversations' and 'messages'; write exactly one")
+        raise Fault("has both of 'conversations' and 'messages'; write exactly one", "wrong type")
     if not found:
         keys = ", ".join(map(repr, raw)) or "none"
-        raise ValueError(
+        raise Fault(
             "has neither of 'conversations' and 'messages', nor 'texts' or 'question'; write one "
-            f"(its keys: {keys})"
+            f"(its keys: {keys})",
+            "missing key",
         )
     listed = [*_listed(raw, "image"), *_listed(raw, "video")]
     inner: list[Media] = []
@@ -69,8 +72,9 @@ def read_form(raw: Any) -> tuple[Spoken, list[Media]]:
     else:
         spoken, inner = _read_turns(found[0], raw[found[0]], listed)
     if listed and inner:
-        raise ValueError(
-            "has media in its turns and in 'image' or 'video' too; write them in one place"
+        raise Fault(
+            "has media in its turns and in 'image' or 'video' too; write them in one place",
+            "tags and media differ",
         )
     if found[0] in ("texts", "question") and not any(MEDIA_TAG.search(text) for _, text in spoken):
         spoken[0] = ("user", _with_tags(spoken[0][1], listed))
@@ -81,9 +85,9 @@ def _read_turns(key: str, entries: Any, listed: Sequence[Media]) -> tuple[Spoken
     if isinstance(entries, Mapping) and entries and key != "messages":
         entries = _transposed(entries)
     if not isinstance(entries, list):
-        raise ValueError(f"'{key}' is {kind_of(entries)}; expected a list of turns")
+        raise Fault(f"'{key}' is {kind_of(entries)}; expected a list of turns", "wrong type")
     if not entries:
-        raise ValueError(f"'{key}' is empty; write at least one question and its answer")
+        raise Fault(f"'{key}' is empty; write at least one question and its answer", "missing key")
     spoken: Spoken = []
     inner: list[Media] = []
     objects = [entry for entry in entries if isinstance(entry, Mapping)]
@@ -117,7 +121,7 @@ def _read_question(raw: Mapping[str, Any]) -> Spoken:
         ("assistant", "answer", answer),
     ):
         if not isinstance(text, str):
-            raise ValueError(f"'{name}' is {kind_of(text)}; expected text")
+            raise Fault(f"'{name}' is {kind_of(text)}; expected text", "wrong type")
         spoken.append((role, _checked(text, role, f"'{name}'")))
     return spoken
 
@@ -125,13 +129,16 @@ def _read_question(raw: Mapping[str, Any]) -> Spoken:
 def _read_pair(entry: Any, number: int, inner: list[Media]) -> Spoken:
     """Read a question and its answer; their media are added to `inner`."""
     if not isinstance(entry, Mapping) or not {"user", "assistant"} <= entry.keys():
-        raise ValueError(
-            f"pair {number} is {kind_of(entry)}; expected an object with 'user' and 'assistant'"
+        raise Fault(
+            f"pair {number} is {kind_of(entry)}; expected an object with 'user' and 'assistant'",
+            "missing key",
         )
     spoken = []
     for role in ("user", "assistant"):
         if not isinstance(entry[role], str):
-            raise ValueError(f"pair {number}: '{role}' is {kind_of(entry[role])}; expected text")
+            raise Fault(
+                f"pair {number}: '{role}' is {kind_of(entry[role])}; expected text", "wrong type"
+            )
         spoken.append((role, _checked(entry[role], role, f"pair {number}")))
     media = [*_listed(entry, "image"), *_listed(entry, "video")]
     if not MEDIA_TAG.search(spoken[0][1]):
@@ -150,19 +157,21 @@ def _read_turn(
     """Read role and text of one turn; media of content parts are added to `inner`."""
     role_key, text_key = names
     if not isinstance(entry, Mapping) or not all(key in entry for key in names):
-        raise ValueError(
+        raise Fault(
             f"turn {number} is {kind_of(entry)}; expected an object with '{role_key}' and "
-            f"'{text_key}'"
+            f"'{text_key}'",
+            "missing key",
         )
     role, text = entry[role_key], entry[text_key]
     if not isinstance(role, str) or role not in ROLES:
-        raise ValueError(
-            f"turn {number}: unknown role {role!r}; expected one of {', '.join(ROLES)}"
+        raise Fault(
+            f"turn {number}: unknown role {role!r}; expected one of {', '.join(ROLES)}",
+            "unknown role",
         )
     if isinstance(text, list) and text_key == "content":
         text = "".join(_read_part(part, number, inner, can_be_listed) for part in text)
     if not isinstance(text, str):
-        raise ValueError(f"turn {number}: '{text_key}' is {kind_of(text)}; expected text")
+        raise Fault(f"turn {number}: '{text_key}' is {kind_of(text)}; expected text", "wrong type")
     return ROLES[role], _checked(text, ROLES[role], f"turn {number}")
 
 
@@ -170,11 +179,15 @@ def _checked(text: str, role: str, name: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError(
-            f"{name} holds half of a surrogate pair (\\ud800 to \\udfff); write the whole character"
+        raise Fault(
+            f"{name} holds half of a surrogate pair (\\ud800 to \\udfff); write the whole "
+            "character",
+            "bad text",
         ) from None
     if role == "assistant" and not text.strip():
-        raise ValueError(f"{name}: the answer is empty; write it, or remove it with its question")
+        raise Fault(
+            f"{name}: the answer is empty; write it, or remove it with its question", "empty answer"
+        )
     return text
 
 
@@ -194,12 +207,13 @@ def _read_part(part: Any, number: int, inner: list[Media], can_be_listed: bool) 
             try:
                 inner.append(read_media(value, _PART_KINDS[kind]))
             except ValueError as error:
-                raise ValueError(f"turn {number}: a content part {error}") from None
+                raise Fault(f"turn {number}: a content part {error}", "wrong type") from None
             return tag
     found = f"of type {kind!r}" if kind is not None else kind_of(part)
-    raise ValueError(
+    raise Fault(
         f"turn {number}: a content part is {found}; expected type 'text', 'image', 'image_url' or "
-        "'video' with a text or a file path under the key of that name"
+        "'video' with a text or a file path under the key of that name",
+        "wrong type",
     )
 
 
@@ -207,7 +221,7 @@ def _listed(raw: Mapping[str, Any], kind: MediaKind) -> list[Media]:
     """Read the media that stand under the name of their kind, or its plural."""
     keys = [key for key in (kind, f"{kind}s") if raw.get(key) not in (None, [])]
     if len(keys) > 1:
-        raise ValueError(f"has both of '{kind}' and '{kind}s'; write exactly one")
+        raise Fault(f"has both of '{kind}' and '{kind}s'; write exactly one", "wrong type")
     if not keys:
         return []
     value = raw[keys[0]]
@@ -216,5 +230,5 @@ def _listed(raw: Mapping[str, Any], kind: MediaKind) -> list[Media]:
         try:
             media.append(read_media(one, kind))
         except ValueError as error:
-            raise ValueError(f"'{keys[0]}' {error}") from None
+            raise Fault(f"'{keys[0]}' {error}", "wrong type") from None
     return media

@@ -2,10 +2,28 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 # A seek throws away what the decoder holds; measured at the cost of so many frames.
 _SEEK_COST = 12
+
+
+@dataclass(frozen=True)
+class FrameChoice:
+    """What is known of a clip without decoding it.
+
+    Attributes:
+        indices: Frames to take, see `frame_indices`.
+        size: Width and height in pixels.
+        num_frames: Frames that the container announces or holds.
+        average_rate: Frames per second.
+    """
+
+    indices: list[int]
+    size: tuple[int, int]
+    num_frames: int
+    average_rate: Fraction
 
 
 def frame_indices(

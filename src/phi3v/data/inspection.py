@@ -6,6 +6,7 @@ from hashlib import blake2b
 from typing import Literal
 
 from phi3v.data.encoding import IGNORE_INDEX, Layout, SampleTooLong, lay_out
+from phi3v.data.faults import Fault, FaultKind, as_fault
 from phi3v.data.media import choose_frames, image_size, load_image, sample_frames
 from phi3v.data.options import MediaOptions
 from phi3v.data.paths import locate
@@ -14,7 +15,7 @@ from phi3v.data.truncated import looks_truncated
 from phi3v.data.turns import Media
 from phi3v.model.processing import Phi3VProcessor
 
-Reason = Literal["json", "record", "media", "too_long", "shortened", "crash"]
+Reason = FaultKind | Literal["shortened"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Finding:
     Attributes:
         index: 0-based place in the file.
         record_id: The record's own id, None where it has none or cannot be read.
-        reason: "json", "record", "media", "too_long", "crash": the record is bad; "shortened":
+        reason: What is wrong, the first of several faults; "shortened": the record is good, and
             training leaves out its last turns.
         messages: What is wrong and what to do; each names the record.
     """
@@ -96,12 +97,15 @@ def inspect_record(
     try:
         raw = source[index]
     except ValueError as error:
-        return Inspection(Finding(index, None, "json", (str(error),)))
+        fault = as_fault(error)
+        reason = "malformed JSON" if fault.kind == "other" else fault.kind
+        return Inspection(Finding(index, None, reason, (str(error),)))
     record_id = str(raw["id"]) if isinstance(raw, dict) and raw.get("id") is not None else None
     try:
         record = parse_record(raw, source.place(index), source.image_folder(index))
     except ValueError as error:
-        return Inspection(Finding(index, record_id, "record", (str(error),)))
+        return Inspection(Finding(index, record_id, as_fault(error).kind, (str(error),)))
+    too_long, faults = None, []
     try:
         layout = lay_out(
             record,
@@ -111,20 +115,21 @@ def inspect_record(
             media_options=settings.media,
         )
     except SampleTooLong as error:
-        faults = _media_faults(record, processor, settings)
-        if not faults:
-            finding = Finding(index, record_id, "too_long", (str(error),))
-            return Inspection(finding, error.length)
+        too_long = error
     except (ValueError, OSError) as error:
-        faults = _media_faults(record, processor, settings) or [str(error)]
-    else:
-        faults = _media_faults(record, processor, settings)
-        if not faults:
-            return _describe(record, index, record_id, layout, processor, settings)
-    named = (
-        fault if fault.startswith(record.name) else f"{record.name}: {fault}" for fault in faults
-    )
-    return Inspection(Finding(index, record_id, "media", tuple(named)))
+        faults = [as_fault(error)]
+    # All media are looked at, not only the first bad one.
+    faults = _media_faults(record, processor, settings) or faults
+    if faults:
+        messages = (
+            str(one) if str(one).startswith(record.name) else f"{record.name}: {one}"
+            for one in faults
+        )
+        return Inspection(Finding(index, record_id, faults[0].kind, tuple(messages)))
+    if too_long is not None:
+        finding = Finding(index, record_id, "too long", (str(too_long),))
+        return Inspection(finding, too_long.length)
+    return _describe(record, index, record_id, layout, processor, settings)
 
 
 def _describe(
@@ -166,14 +171,14 @@ def _describe(
 
 def _media_faults(
     record: Record, processor: Phi3VProcessor, settings: InspectionSettings
-) -> list[str]:
+) -> list[Fault]:
     """List what is wrong with each medium of a record, not only with the first."""
     faults = []
     for one in dict.fromkeys(one for turn in record.turns for one in turn.media):
         try:
             _open_medium(one, processor, settings)
         except (ValueError, OSError) as error:
-            faults.append(str(error))
+            faults.append(as_fault(error))
     return faults
 
 
@@ -188,7 +193,7 @@ def _open_medium(one: Media, processor: Phi3VProcessor, settings: InspectionSett
     try:
         processor.image_processor.num_image_tokens(*size)
     except ValueError as error:
-        raise ValueError(f"{one.path}: {error}") from error
+        raise Fault(f"{one.path}: {error}", "too thin") from error
     if not settings.deep and not looks_truncated(locate(one.source, folder, options)[0]):
         return
     if one.kind == "image":
@@ -198,9 +203,10 @@ def _open_medium(one: Media, processor: Phi3VProcessor, settings: InspectionSett
             one.source, settings.max_num_frames, image_folder=folder, options=options
         )[0].size
     if decoded != size:
-        raise ValueError(
+        raise Fault(
             f"{one.path} was decoded at {decoded[0]}x{decoded[1]}, another size than its header "
-            "announces; write the file again"
+            "announces; write the file again",
+            "damaged file",
         )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from phi3v.data.faults import Fault, as_fault
 from phi3v.data.media import choose_frames, image_size
 from phi3v.data.options import MediaOptions
 from phi3v.data.records import Media, Record
@@ -139,7 +140,7 @@ def naming(record: Record) -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{record.name}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{record.name}: {error}") from error
+        raise as_fault(error).named(f"{record.name}: {error}") from error
 
 
 def _picture_sizes(
@@ -158,4 +159,4 @@ def _count_tokens(
     try:
         return [processor.image_processor.num_image_tokens(*size) for size in sizes]
     except ValueError as error:
-        raise ValueError(f"{media.path}: {error}") from error
+        raise Fault(f"{media.path}: {error}", "too thin") from error

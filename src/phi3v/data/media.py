@@ -8,7 +8,6 @@ before its pixels are made. Frames are taken as stored. For pictures, see `phi3v
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,7 +16,8 @@ import av.error
 from av.video.frame import PictureType
 from PIL import Image
 
-from phi3v.data.frames import frame_indices, plan_runs
+from phi3v.data.faults import Fault
+from phi3v.data.frames import FrameChoice, frame_indices, plan_runs
 from phi3v.data.options import MediaOptions
 from phi3v.data.paths import MediaSource, locate
 from phi3v.data.pictures import image_size, load_image
@@ -43,23 +43,6 @@ _PUBLISHED = MediaOptions()
 _Opened = tuple[av.container.InputContainer, av.video.stream.VideoStream]
 
 
-@dataclass(frozen=True)
-class FrameChoice:
-    """What is known of a clip without decoding it.
-
-    Attributes:
-        indices: Frames to take, see `frame_indices`.
-        size: Width and height in pixels.
-        num_frames: Frames that the container announces or holds.
-        average_rate: Frames per second.
-    """
-
-    indices: list[int]
-    size: tuple[int, int]
-    num_frames: int
-    average_rate: Fraction
-
-
 @contextmanager
 def _opened_video(file: Path | bytes, name: str) -> Iterator[_Opened]:
     # A playlist can name other files and addresses. Embedded bytes may come from strangers, so from
@@ -69,15 +52,22 @@ def _opened_video(file: Path | bytes, name: str) -> Iterator[_Opened]:
     try:
         with av.open(source, "r", options=allowed) as container:
             if not container.streams.video:
-                raise ValueError(f"{name} has no video stream; give a video file")
+                raise Fault(
+                    f"{name} has no video stream; give a video file", "not a picture or video"
+                )
             stream = container.streams.video[0]
             # PyAV's types do not say it: a codec that FFmpeg does not know has no context.
             if stream.codec_context is None:
-                raise ValueError(f"{name} has a codec that PyAV cannot decode; convert the video")
+                raise Fault(
+                    f"{name} has a codec that PyAV cannot decode; convert the video",
+                    "not a picture or video",
+                )
             yield container, stream
     except av.error.FFmpegError as error:
         reason = error.strerror or error
-        raise ValueError(f"{name} is not a readable video ({reason}); replace it") from error
+        raise Fault(
+            f"{name} is not a readable video ({reason}); replace it", "not a picture or video"
+        ) from error
 
 
 def choose_frames(
@@ -110,11 +100,12 @@ def choose_frames(
             1 for packet in container.demux(stream) if packet.size and not packet.is_discard
         )
     if num_frames < 1 or 0 in size:
-        raise ValueError(f"{name} holds no video frames; replace it")
+        raise Fault(f"{name} holds no video frames; replace it", "no video frames")
     if size[0] * size[1] > options.max_image_pixels:
-        raise ValueError(
+        raise Fault(
             f"{name} has frames of more than {options.max_image_pixels} pixels; make it smaller, "
-            "or raise --max_image_pixels if you trust the file"
+            "or raise --max_image_pixels if you trust the file",
+            "too many pixels",
         )
     indices = frame_indices(num_frames, rate, max_num_frames, frames_per_second)
     return FrameChoice(indices, size, num_frames, rate)
@@ -173,9 +164,10 @@ def _decode_frames(
             return frames
     # Edit lists hide frames that the header counts; within a second the last frame stands in.
     if last is None or choice.num_frames - decoded >= max(1.0, float(choice.average_rate)):
-        raise ValueError(
+        raise Fault(
             f"{name} announces {choice.num_frames} frames, but only {decoded} could be decoded; "
-            "the file is truncated or damaged: replace it"
+            "the file is truncated or damaged: replace it",
+            "damaged file",
         )
     return frames + [last.to_image()] * (len(choice.indices) - len(frames))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import unquote
 
+from phi3v.data.faults import Fault
 from phi3v.data.fetching import fetch, is_web_address, shorten
 from phi3v.data.options import MediaOptions
 
@@ -31,7 +32,7 @@ def locate(
     """
     if isinstance(source, bytes):
         if not source:
-            raise ValueError("an embedded file is empty (0 bytes); embed it again")
+            raise Fault("an embedded file is empty (0 bytes); embed it again", "empty file")
         return source, f"an embedded file of {len(source)} bytes"
     if options.allow_urls and is_web_address(str(source)):
         return fetch(str(source)), shorten(str(source))
@@ -61,12 +62,13 @@ def resolve_path(
     if text.startswith("file://"):
         text = unquote(text.removeprefix("file://"))
     if text.startswith("data:") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise ValueError(
+        raise Fault(
             f"{text[:80]!r} is a URL; download the file and write its path, or give --allow_urls "
-            "for http and https"
+            "for http and https",
+            "address refused",
         )
     if "\0" in text:
-        raise ValueError(f"{text[:200]!r} holds a zero byte; write the plain path")
+        raise Fault(f"{text[:200]!r} holds a zero byte; write the plain path", "missing file")
     free = image_folder is None or (allow_absolute and Path(text).is_absolute())
     try:
         full = Path(text) if free else _below(text, Path(str(image_folder)))
@@ -76,25 +78,29 @@ def resolve_path(
         raise FileNotFoundError(f"{text} does not exist{where}; check the path") from None
     # No permission, a loop of links, a name that is too long or holds half a character.
     except (OSError, RuntimeError, UnicodeEncodeError) as error:
-        raise ValueError(f"{text[:200]!r} cannot be opened: {error}") from None
+        raise Fault(f"{text[:200]!r} cannot be opened: {error}", "damaged file") from None
     if not is_file:
-        raise ValueError(f"{full} is not a file; write the path of a picture or video")
+        raise Fault(
+            f"{full} is not a file; write the path of a picture or video", "not a picture or video"
+        )
     if size == 0:
-        raise ValueError(f"{full} is empty (0 bytes); fetch or write the file again")
+        raise Fault(f"{full} is empty (0 bytes); fetch or write the file again", "empty file")
     return full
 
 
 def _below(text: str, folder: Path) -> Path:
     if Path(text).is_absolute():
-        raise ValueError(
+        raise Fault(
             f"{text} is absolute, but an image folder is given ({folder}); write the path relative "
-            "to it, or give --allow_absolute_paths"
+            "to it, or give --allow_absolute_paths",
+            "outside the image folder",
         )
     root = folder.resolve()
     full = (root / text).resolve()
     if not full.is_relative_to(root):
-        raise ValueError(
+        raise Fault(
             f"{text} leaves the image folder {folder} (it is {full}); move the file inside, or "
-            "give a folder that holds both"
+            "give a folder that holds both",
+            "outside the image folder",
         )
     return full

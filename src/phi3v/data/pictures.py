@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, ImageOps
 
+from phi3v.data.faults import Fault
 from phi3v.data.options import MediaOptions
 from phi3v.data.paths import MediaSource, locate
 
@@ -118,15 +119,19 @@ def _opened(
     except MemoryError:
         raise
     except Image.DecompressionBombError:
-        raise ValueError(
+        raise Fault(
             f"{name} has more than {limit} pixels, which may be a trap that fills the memory; make "
-            "it smaller, or raise --max_image_pixels if you trust the file"
+            "it smaller, or raise --max_image_pixels if you trust the file",
+            "too many pixels",
         ) from None
     except Image.UnidentifiedImageError:
-        raise ValueError(
-            f"{name} is not a picture that PIL can read; convert or remove it"
+        raise Fault(
+            f"{name} is not a picture that PIL can read; convert or remove it",
+            "not a picture or video",
         ) from None
     # Damaged files raise nearly anything (OSError, SyntaxError, struct.error, EOFError, ...),
     # depending on the format; for the user all of it means the same.
     except Exception as error:
-        raise ValueError(f"{name} is damaged or truncated ({error}); replace it") from error
+        raise Fault(
+            f"{name} is damaged or truncated ({error}); replace it", "damaged file"
+        ) from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from phi3v.data.faults import as_fault
 from phi3v.data.forms import read_form
 from phi3v.data.turns import Media, Turn, assign_media, check_order
 
@@ -118,5 +119,6 @@ def parse_record(raw: Any, where: Place, image_folder: str | Path | None = None)
         check_order([role for role, _ in spoken])
         turns = assign_media(spoken, [replace(one, folder=image_folder) for one in media])
     except ValueError as error:
-        raise ValueError(f"{describe_record(record_id, where)}: {error}") from None
+        message = f"{describe_record(record_id, where)}: {error}"
+        raise as_fault(error).named(message) from None
     return Record(str(record_id), turns, where)

@@ -5,6 +5,7 @@ import binascii
 from collections.abc import Mapping
 from typing import Any
 
+from phi3v.data.faults import Fault
 from phi3v.data.turns import Media, MediaKind
 
 
@@ -33,7 +34,7 @@ def read_media(value: Any, kind: MediaKind) -> Media:
         return Media(kind, path if isinstance(path, str) and path else f"embedded {kind}", content)
     if content is not None or not isinstance(path, str) or not path:
         found = "an empty path" if path == "" else kind_of(value)
-        raise ValueError(f"holds {found}; expected a path or a list of paths")
+        raise Fault(f"holds {found}; expected a path or a list of paths", "wrong type")
     return Media(kind, path)
 
 
@@ -47,14 +48,15 @@ def as_address(content: Any) -> str:
 def _decode(address: str) -> bytes:
     head, comma, text = address.partition(",")
     if not comma or not head.endswith(";base64"):
-        raise ValueError(
+        raise Fault(
             f"holds {address[:40]!r}; a data: address must be written as "
-            "data:image/...;base64,... with the file in base64"
+            "data:image/...;base64,... with the file in base64",
+            "wrong type",
         )
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"holds a data: address that is not base64 ({error})") from None
+        raise Fault(f"holds a data: address that is not base64 ({error})", "wrong type") from None
 
 
 def kind_of(value: Any) -> str:

@@ -53,7 +53,7 @@ class Survey:
     @property
     def faults(self) -> list[Finding]:
         """What is wrong with the bad records, those left out that are only too long."""
-        return [one for one in self.findings if one.is_bad and one.reason != "too_long"]
+        return [one for one in self.findings if one.is_bad and one.reason != "too long"]
 
     def is_good(self) -> np.ndarray:
         """Tell which records training can use; bool (R,)."""

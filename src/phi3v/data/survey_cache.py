@@ -15,7 +15,7 @@ from phi3v.data.records import RawRecords
 from phi3v.data.survey import Survey
 from phi3v.model.processing import Phi3VProcessor
 
-_VERSION = 2
+_VERSION = 3
 
 
 def survey_key(source: RawRecords, processor: Phi3VProcessor, settings: InspectionSettings) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from phi3v.data.faults import Fault
 from phi3v.model.text import IMAGE_TOKEN
 
 MEDIA_TAG = re.compile(r"<image>|<video>|<\|image_[0-9]+\|>")
@@ -67,13 +68,15 @@ def check_order(roles: Sequence[str]) -> None:
     for number, role in enumerate(roles[first:], start=first):
         expected = "user" if (number - first) % 2 == 0 else "assistant"
         if role != expected:
-            raise ValueError(
+            raise Fault(
                 f"turn {number + 1} is the {role}'s, expected the {expected}'s; after an optional "
-                "first system turn, user and assistant alternate"
+                "first system turn, user and assistant alternate",
+                "role order",
             )
     if roles[-1] != "assistant":
-        raise ValueError(
-            f"the last turn is the {roles[-1]}'s; end with the assistant's answer to learn"
+        raise Fault(
+            f"the last turn is the {roles[-1]}'s; end with the assistant's answer to learn",
+            "role order",
         )
 
 
@@ -94,17 +97,19 @@ def assign_media(spoken: Sequence[tuple[str, str]], media: Sequence[Media]) -> t
     turns = []
     for number, (role, text) in enumerate(spoken, start=1):
         if IMAGE_TOKEN in text:
-            raise ValueError(
+            raise Fault(
                 f"turn {number} holds {IMAGE_TOKEN}, which is reserved; write <image> where a "
-                "picture belongs, or remove it"
+                "picture belongs, or remove it",
+                "bad text",
             )
         used = []
         for match in MEDIA_TAG.finditer(text):
             kind = "video" if match.group() == "<video>" else "image"
             if role != "user":
-                raise ValueError(
+                raise Fault(
                     f"turn {number} is the {role}'s and has the tag {match.group()}; "
-                    "media belong in user turns"
+                    "media belong in user turns",
+                    "tags and media differ",
                 )
             tags[kind].append(match.group())
             if len(tags[kind]) <= listed[kind]:
@@ -112,9 +117,10 @@ def assign_media(spoken: Sequence[tuple[str, str]], media: Sequence[Media]) -> t
         turns.append(Turn(role, text, tuple(used)))
     for kind, found in tags.items():
         if len(found) != listed[kind]:
-            raise ValueError(
+            raise Fault(
                 f"{listed[kind]} {kind}{'s' * (listed[kind] != 1)} but {len(found)} <{kind}> "
-                f"tag{'s' * (len(found) != 1)}; write one tag per {kind}"
+                f"tag{'s' * (len(found) != 1)}; write one tag per {kind}",
+                "tags and media differ",
             )
     _check_numbers(tags["image"])
     return tuple(turns)
@@ -123,14 +129,16 @@ def assign_media(spoken: Sequence[tuple[str, str]], media: Sequence[Media]) -> t
 def _check_numbers(tags: list[str]) -> None:
     numbered = [tag for tag in tags if tag != "<image>"]
     if numbered and len(numbered) != len(tags):
-        raise ValueError(
-            f"mixes <image> with {numbered[0]}; use one form of tag throughout the record"
+        raise Fault(
+            f"mixes <image> with {numbered[0]}; use one form of tag throughout the record",
+            "tags and media differ",
         )
     expected = [f"<|image_{number}|>" for number in range(1, len(tags) + 1)]
     if numbered and numbered != expected:
-        raise ValueError(
+        raise Fault(
             f"image tags in the order {', '.join(numbered)}; expected {', '.join(expected)}: "
-            "number them from 1 in reading order and list the files in that order"
+            "number them from 1 in reading order and list the files in that order",
+            "tags and media differ",
         )
 
 
