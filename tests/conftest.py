@@ -52,3 +52,21 @@ def media_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "broken.png").write_bytes(b"no picture")
     write_clip(folder / "clip.mkv", num_frames=25, rate=10)
     return folder
+
+
+@pytest.fixture(scope="session")
+def adapter_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that changes the answers, without processor files, as PEFT itself saves it."""
+    from peft import LoraConfig, get_peft_model
+
+    from phi3v.model.loading import load_model
+
+    config = LoraConfig(r=4, target_modules=["qkv_proj"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(load_model(tiny_folder), config)
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    folder = tmp_path_factory.mktemp("adapters") / "run_7"
+    adapted.save_pretrained(folder)
+    return folder

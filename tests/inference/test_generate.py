@@ -13,7 +13,7 @@ from tests.inference.test_questions import RECORDS, write
 
 from phi3v.cli import main
 from phi3v.inference.generate import build_parser, split_paths
-from phi3v.inference.model_flags import choose_device
+from phi3v.model.flags import choose_device
 from phi3v.model.loading import load_model, load_processor
 
 Generate = Callable[..., tuple[int, str, str]]
@@ -130,8 +130,11 @@ def test_the_default_device_is_the_best_there_is() -> None:
     assert choose_device(None) == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_turning_flash_attention_off_means_sdpa(generate: Generate) -> None:
-    assert "runs with sdpa" in generate("--prompt", "a", "--disable_flash_attention")[2]
+def test_turning_flash_attention_off_means_sdpa(
+    generate: Generate, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert generate("--prompt", "a", "--disable_flash_attention")[0] == 0
+    assert "runs with sdpa" in caplog.text
 
 
 def test_a_file_of_questions_becomes_a_file_of_answers(

@@ -147,7 +147,11 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def read_questions(
-    path: str | Path, *, image_folder: str | Path | None = None, system: str | None = None
+    path: str | Path,
+    *,
+    image_folder: str | Path | None = None,
+    system: str | None = None,
+    may_repeat_ids: bool = False,
 ) -> list[Question]:
     """Read and check all questions of a file, and that their media files exist.
 
@@ -155,6 +159,7 @@ def read_questions(
         path: JSON array or JSONL file.
         image_folder: Folder of the media; None takes paths as they are.
         system: System turn for records that have none.
+        may_repeat_ids: Several records may have the same id.
 
     Raises:
         FileNotFoundError: The file or one of its media is missing.
@@ -167,7 +172,7 @@ def read_questions(
     ]
     seen: dict[str, Question] = {}
     for question in questions:
-        if other := seen.get(str(question.id)):
+        if not may_repeat_ids and (other := seen.get(str(question.id))):
             raise ValueError(f"{question.name} has the id of {other.name}; give each its own id")
         seen[str(question.id)] = question
         for media in (media for turn in question.turns for media in turn.media):

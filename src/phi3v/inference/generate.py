@@ -10,14 +10,14 @@ import torch
 from phi3v.data.attachments import Attachment, attach
 from phi3v.data.questions import read_questions
 from phi3v.inference.chat import ChatSession, GenerationSettings
-from phi3v.inference.model_flags import (
+from phi3v.inference.questions import answer_questions, prepare_output
+from phi3v.inference.terminal import Terminal, note, print_answer
+from phi3v.model.flags import (
     add_flag,
     add_model_flags,
     check_model_flags,
     load_from_flags,
 )
-from phi3v.inference.questions import answer_questions, prepare_output
-from phi3v.inference.terminal import Terminal, note, print_answer
 from phi3v.model.loading import load_processor
 from phi3v.model.processing import Phi3VProcessor
 

@@ -8,13 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from phi3v.inference.model_flags import (
+from phi3v.inference.terminal import note
+from phi3v.model.flags import (
     add_flag,
     add_model_flags,
     check_model_flags,
     load_from_flags,
 )
-from phi3v.inference.terminal import note
 from phi3v.model.loading import load_processor
 from phi3v.model.settings import GenerationSettings
 

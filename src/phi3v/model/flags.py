@@ -1,20 +1,25 @@
 """Flags of the commands that load a model, and what they do."""
 
 import argparse
+import logging
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from phi3v.inference.terminal import note
 from phi3v.model.loading import load_model
 
+logger = logging.getLogger(__name__)
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
+
+def add_model_flags(parser: argparse.ArgumentParser, *, is_required: bool = True) -> None:
     """Add the group of flags that say which model to load, and how."""
     model = parser.add_argument_group("the model")
     add_flag(
-        model, "model-path", required=True, help="base, merged, fully trained or adapter folder"
+        model,
+        "model-path",
+        required=is_required,
+        help="base, merged, fully trained or adapter folder",
     )
     add_flag(
         model, "model-base", help="base of an adapter folder, instead of the one that it names"
@@ -83,7 +88,7 @@ def load_from_flags(arguments: argparse.Namespace) -> Any:
         )
     attention = arguments.attn_implementation
     if arguments.disable_flash_attention and attention is None:
-        note("FlashAttention 2 is off; attention runs with sdpa.")
+        logger.warning("FlashAttention 2 is off; attention runs with sdpa.")
         attention = "sdpa"
     return load_model(
         arguments.model_path,
