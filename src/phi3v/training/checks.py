@@ -140,12 +140,13 @@ def _check_library_settings(data: DataArguments, training: Phi3VTrainingArgument
         raise ValueError(f"--early_stopping_patience is {patience}, expected at least 1")
     if training.label_smoothing_factor:
         raise ValueError("--label_smoothing_factor is not supported; leave it out")
-    available = get_available_reporting_integrations()
     for name in training.report_to or []:
-        if name not in available:
+        # Asking for all of them imports each that is installed.
+        if name != "tensorboard" and name not in get_available_reporting_integrations():
+            available = ", ".join([*get_available_reporting_integrations(), "none"])
             raise ValueError(
                 f"--report_to {name}: its package is not installed; install it, or report to "
-                f"one of {', '.join([*available, 'none'])}"
+                f"one of {available}"
             )
 
 
