@@ -11,6 +11,9 @@
 #                  configuration for accelerate, such as scripts/fsdp2.yaml
 #   PYTHON         interpreter
 
+# After a signal, training finishes its step and saves; torchrun would end it after 30 seconds.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}"
+
 scripts="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 checkout="$(dirname "$scripts")"
 # A checkout works without being installed.

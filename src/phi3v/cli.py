@@ -17,6 +17,8 @@ from typing import NamedTuple
 from phi3v import __version__
 
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError)
+# As in sysexits.h.
+STATUS_IO_ERROR = 74
 
 
 class Command(NamedTuple):
@@ -66,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: Words after ``phi3v``; those of the process when left out.
 
     Returns:
-        Exit status: 0 for success, 2 for an error of the user, 130 when interrupted.
+        Exit status: 0 for success, 2 for an error of the user, 74 where a file cannot be read or
+            written, 130 when interrupted; ``phi3v train`` has more.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = os.environ.get("PHI3V_DEBUG") == "1"
@@ -104,11 +107,11 @@ def _run(name: str, arguments: list[str], debug: bool) -> int:
     try:
         command: Callable[[list[str]], int] = import_module(COMMANDS[name].module).main
         return command(arguments)
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, OSError) as error:
         if debug:
             raise
         print(f"phi3v {name}: error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, USER_ERRORS) else STATUS_IO_ERROR
     except KeyboardInterrupt:
         if debug:
             raise

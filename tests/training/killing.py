@@ -1,5 +1,6 @@
-"""Runs a piece of work in a child process that is killed at one of its steps on the disk."""
+"""Kills work at one of its steps on the disk, and checks what it leaves."""
 
+import json
 import os
 import signal
 import sys
@@ -7,6 +8,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from phi3v.training.checkpoints import checkpoints_of
 
 # What the interpreter reports before a file is opened, made, renamed or removed.
 _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
@@ -45,3 +51,33 @@ def kill_at_step(folder: Path, kill_at: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
+
+
+def check_checkpoints(output: Path) -> None:
+    """Read everything that bears the name of a checkpoint, without the help of the manifest."""
+    for checkpoint in checkpoints_of(output):
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        if checkpoint.name != f"checkpoint-{state['global_step']}":
+            raise AssertionError(f"{checkpoint} is of step {state['global_step']}")
+        load_file(checkpoint / "adapter_model.safetensors")
+        for name in ("optimizer.pt", "scheduler.pt"):
+            torch.load(checkpoint / name, weights_only=True)
+
+
+def check_same_run(output: Path, expected: Path) -> None:
+    """Refuse a finished run that is not the unbroken one bit for bit."""
+    curves = [
+        [
+            (line["step"], line["loss"], line["grad_norm"], line["learning_rate"])
+            for line in json.loads((folder / "trainer_state.json").read_text())["log_history"]
+            if "loss" in line
+        ]
+        for folder in (output, expected)
+    ]
+    assert curves[0] == curves[1], f"{output}: {curves[0]} instead of {curves[1]}"
+    weights: list[Any] = [
+        load_file(one / "adapter_model.safetensors") for one in (output, expected)
+    ]
+    for name, value in weights[1].items():
+        if not torch.equal(value, weights[0][name]):
+            raise AssertionError(f"{output}: {name} differs")

@@ -59,6 +59,8 @@ def train_flags(folder: Path, data: DemoData, seed: int) -> list[str]:
         "output_dir": str(folder / "adapter"),
         # So that the printed command can be given again.
         "overwrite_output_dir": "True",
+        # Ctrl-C ends the walk.
+        "save_on_signal": "False",
         "seed": str(seed),
     }
     return [word for name, value in (fields | RECIPE).items() for word in (f"--{name}", value)]

@@ -180,6 +180,13 @@ class Phi3VTrainingArguments(TrainingArguments):
             "needs --load_best_model_at_end."
         },
     )
+    save_on_signal: bool = field(
+        default=True,
+        metadata={
+            "help": "On SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 finish the step, save a checkpoint and "
+            "end with status 75; a second signal ends at once."
+        },
+    )
     prediction_loss_only: bool = field(
         default=True, metadata={"help": "Evaluation keeps the loss only."}
     )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -50,11 +51,13 @@ def choose_checkpoint(folder: Path, resume: str | None, *, overwrite: bool) -> s
     Raises:
         FileExistsError: The folder is not empty and the flags do not say what to do with it.
         FileNotFoundError: There is no checkpoint to resume from.
+        OSError: The folder cannot be written.
         ValueError: Two flags contradict each other, or the checkpoint is damaged.
     """
     wants_resume = resume is not None and resume.lower() not in _NO
     if wants_resume and overwrite:
         raise ValueError("--resume_from_checkpoint contradicts --overwrite_output_dir")
+    _check_writable(folder)
     if resume is not None and wants_resume:
         if resume.lower() in (*_YES, "auto"):
             newest = _newest(folder)
@@ -82,6 +85,16 @@ def choose_checkpoint(folder: Path, resume: str | None, *, overwrite: bool) -> s
         f"--output_dir {folder} is not empty and holds no run of phi3v; name another folder, or "
         "write into it by --overwrite_output_dir True"
     )
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse before anything is loaded what would fail at the first checkpoint."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"--output_dir {folder} cannot be written: {there} is read-only for you; name another "
+            "folder"
+        )
 
 
 def is_without_result(folder: Path) -> bool:

@@ -34,6 +34,7 @@ from phi3v.training.callbacks import SkipCounter
 from phi3v.training.checks import check_arguments
 from phi3v.training.datasets import build_datasets
 from phi3v.training.flags import RunArguments, parse_arguments
+from phi3v.training.interruption import STATUS_INTERRUPTED, last_words
 from phi3v.training.output import choose_checkpoint, clear_earlier_run, write_run_files
 from phi3v.training.parts import (
     VISION_SIDE,
@@ -109,20 +110,24 @@ def _attention(model_args: ModelArguments, dtype: torch.dtype) -> str:
 
 
 def run(arguments: RunArguments) -> Phi3VTrainer:
-    """Train as the arguments say and write the output folder.
+    """Train as the arguments say and write the output folder; no result if interrupted.
 
     Returns:
-        The trainer after the last step.
+        The trainer after the last step, or after the one in which a signal stopped it.
 
     Raises:
+        OSError: The output folder cannot be written any more.
         ValueError: Contradicting flags, bad data or a damaged checkpoint; see the message.
         FileNotFoundError: Model, data or media are missing.
         FileExistsError: The output folder is in use.
     """
     with one_voice():
         trainer, checkpoint = prepare(arguments)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_result(compute_dtype(arguments.training))
+    with trainer.stop_request:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if trainer.is_interrupted:
+            return trainer
+        trainer.save_result(compute_dtype(arguments.training))
     trainer.tokens.sum_over_processes(trainer.accelerator)
     if trainer.is_world_process_zero():
         print(summarize(trainer, Path(str(trainer.args.output_dir))), flush=True)
@@ -210,9 +215,14 @@ def main(argv: list[str]) -> int:
         arguments, messages = parse_arguments(argv)
     for message in messages:
         logger.warning(message)
-    run(arguments)
+    trainer = run(arguments)
     disconnect()
-    return 0
+    if not trainer.is_interrupted:
+        return 0
+    if rank() == 0:
+        folder = str(trainer.args.output_dir)
+        print(last_words(trainer.stop_request, trainer.state, folder), file=sys.stderr)
+    return STATUS_INTERRUPTED
 
 
 if __name__ == "__main__":

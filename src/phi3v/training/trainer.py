@@ -13,6 +13,7 @@ from phi3v.data.packing import BalancedSampler, PackedDataset
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.training.arguments import LoraArguments, Phi3VTrainingArguments
 from phi3v.training.callbacks import GradientCheck, ProgressBar, SkipCounter, TokenCounter
+from phi3v.training.interruption import StopRequest, StopWhenAsked, shelter_workers
 from phi3v.training.optimizer import parameter_groups
 from phi3v.training.saving import SavingTrainer
 
@@ -44,11 +45,20 @@ class Phi3VTrainer(SavingTrainer):
         self.lora = lora
         self.tokens = TokenCounter()
         self.skips = skips
+        self.stop_request = StopRequest(listens=self.args.save_on_signal)
+        self._stop = StopWhenAsked(self.stop_request)
         self.add_callback(GradientCheck())
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressBar())
+        # The last to be asked: it may take back what the others want at the end of an epoch.
+        self.add_callback(self._stop)
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a signal has stopped the run."""
+        return self._stop.has_stopped
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer over groups by part; see ``parameter_groups``."""
@@ -83,13 +93,33 @@ class Phi3VTrainer(SavingTrainer):
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthGroupedSampler(size, lengths=dataset.lengths())
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Make the library's loader; its processes leave signals to this one."""
+        return shelter_workers(super().get_train_dataloader())
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing where the checkpoint is of the last step: the library would add one."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+
+    def _finalize_training(self, *args: Any) -> Any:
+        """Skip after a signal what only a finished run does: it takes the best, and time."""
+        best = self.state.best_model_checkpoint
+        if self.is_interrupted:
+            self.state.best_model_checkpoint = None
+        try:
+            return super()._finalize_training(*args)
+        finally:
+            self.state.best_model_checkpoint = best
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Batch validation samples as padded rows: a sample that only fills up is then one row."""
         collator = self.data_collator
         tokenizer = self.processor.tokenizer
         self.data_collator = Collator(tokenizer.pad_token_id, self.processor.image_token_id)
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            return shelter_workers(super().get_eval_dataloader(eval_dataset))
         finally:
             self.data_collator = collator
 
