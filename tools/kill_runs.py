@@ -28,7 +28,8 @@ import torch
 from tests.training.killing import check_checkpoints, check_same_run, kill_at_step
 from tests.training.launching import write_mixed_data
 
-from phi3v.data.records import read_records
+from phi3v.data.records import read_record
+from phi3v.data.sources import open_records
 from phi3v.model.durable import find_damage
 from phi3v.model.tiny import write_tiny_checkpoint
 from phi3v.training import train
@@ -178,9 +179,11 @@ class Harness:
         """Kill the first reading of a data file; the next one reads all of it."""
         index = self.data.with_name(f".{self.data.name}.phi3v-index")
         index.unlink(missing_ok=True)
-        self._kill(lambda: len(read_records(self.data)), index)
+        self._kill(lambda: len(open_records(self.data)), index)
         records = json.loads(self.data.read_text(encoding="utf-8"))
-        if [record["id"] for record in read_records(self.data)] != [one["id"] for one in records]:
+        source = open_records(self.data)
+        read = [read_record(source, number).id for number in range(len(source))]
+        if read != [one["id"] for one in records]:
             raise AssertionError("the index gives other records")
         self.counts["indexing"] += 1
 
