@@ -75,7 +75,8 @@ def test_script_is_strict_and_hands_flags_on(file: Path) -> None:
     text = file.read_text(encoding="utf-8").rstrip()
     if file.name != "launch.sh":
         assert "\nset -euo pipefail\n" in text
-        assert text.endswith('"$@"')
+        # A job that was warned is queued again behind its last step.
+        assert '"$@" &' in text if file.name == "slurm.sh" else text.endswith('"$@"')
 
 
 @pytest.mark.parametrize("name", RECIPES)
