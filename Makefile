@@ -6,20 +6,23 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
+OTHERS := mlx-vlm trl readers
 SOURCES := src tests docs $(wildcard benchmarks tools)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Processes on a small machine fight for cores when each of them starts one thread per core.
-test check test-slow: export OMP_NUM_THREADS := 1
+test check test-slow interop: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test check fix docs test-slow test-gpu setup clean
+.PHONY: demo test check fix docs test-slow test-gpu interop setup clean
 
 demo: $(READY)
 	$(BIN)/phi3v demo
 
+# Other programs are put into environments of their own; where one cannot be had, its tests say so.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not gpu and not interop"
+	-$(BIN)/python tools/interop_env.py $(OTHERS)
+	$(BIN)/python -m pytest -rs -m "not gpu"
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -41,6 +44,11 @@ test-slow: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
+
+# With vLLM too, which takes 3.4 GB.
+interop: $(READY)
+	$(BIN)/python tools/interop_env.py $(OTHERS) vllm
+	$(BIN)/python -m pytest -rs -m interop
 
 # Hooks are a convenience: a checkout without git, or with a hooks path of its own, is set up without them.
 setup: $(READY)

@@ -215,3 +215,28 @@ def test_ids_with_image_places_are_decoded(small: Phi3VProcessor) -> None:
 def test_names_of_model_inputs(small: Phi3VProcessor) -> None:
     names = {"input_ids", "attention_mask", "pixel_values", "image_sizes"}
     assert set(small.model_input_names) == names
+
+
+def test_other_trainers_may_leave_out_the_first_bos(small: Phi3VProcessor) -> None:
+    whole = small("<|user|>\nHi<|end|>\n")["input_ids"][0]
+    assert small("<|user|>\nHi<|end|>\n", add_special_tokens=False)["input_ids"][0] == whole[1:]
+    chat = [{"role": "user", "content": "Hi"}]
+    options = {"add_special_tokens": False, "padding": True}
+    assert small.apply_chat_template(chat, tokenize=True, processor_kwargs=options)[0] == whole
+
+
+def test_padded_rows_are_a_multiple(small: Phi3VProcessor) -> None:
+    rows = small(["Hi", "Hi there, how"], padding=True, pad_to_multiple_of=16)["input_ids"]
+    assert [len(row) % 16 for row in rows] == [0, 0] and len(rows[0]) == len(rows[1])
+
+
+def test_a_mask_of_answers_is_refused(small: Phi3VProcessor) -> None:
+    chat = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(ValueError, match="phi3v train supervises answers only"):
+        small.apply_chat_template(chat, tokenize=True, return_assistant_tokens_mask=True)
+
+
+def test_vllm_finds_the_published_names(small: Phi3VProcessor) -> None:
+    assert small.img_tokens[:2] == ["<|image_1|>", "<|image_2|>"]
+    count = small.calc_num_image_tokens_from_image_size(width=50, height=20)
+    assert count == small.image_processor.num_image_tokens(50, 20)

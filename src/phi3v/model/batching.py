@@ -71,6 +71,7 @@ def batch_rows(
     padding_side: str,
     max_length: int | None,
     return_tensors: str | None,
+    multiple: int = 1,
 ) -> dict[str, Any]:
     """Pad rows of ids and put them into one batch.
 
@@ -81,6 +82,7 @@ def batch_rows(
         padding_side: "left" or "right".
         max_length: Length for "max_length".
         return_tensors: "pt", "np" or None for lists.
+        multiple: Padded rows have a multiple of so many tokens.
 
     Returns:
         `input_ids` and `attention_mask` (B, T); the mask is 0 at padding.
@@ -100,6 +102,7 @@ def batch_rows(
         target = max_length or 0
     elif padding in (True, "longest"):
         target = max(len(row) for row in rows)
+    target = -(-target // multiple) * multiple
     if return_tensors not in ("pt", "np", None):
         raise ValueError(f"return_tensors is {return_tensors!r}, expected 'pt', 'np' or None")
     ids, mask = [], []

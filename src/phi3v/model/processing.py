@@ -4,7 +4,6 @@ Letters: B rows, T tokens of the longest row, N images of all rows.
 """
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from phi3v.model.batching import batch_rows, pair_pictures, truncate_row
+from phi3v.model.conversations import render_conversations, usable_options, warn_of_template
 from phi3v.model.image_processing import Phi3VImageProcessor
 from phi3v.model.pictures import ImageLike
 from phi3v.model.text import (
@@ -21,18 +21,16 @@ from phi3v.model.text import (
     IMAGE_TOKEN,
     EncodedText,
     encode_text,
-    expand_parts,
     render_messages,
-    reopen_answer,
 )
 from phi3v.model.tokenizer import load_tokenizer, save_tokenizer
 
 __all__ = ["IMAGE_TOKEN", "EncodedText", "Phi3VProcessor", "render_messages"]
 
 _IMAGE_SETTINGS = ("num_crops", "do_convert_rgb")
+# More pictures than fit into one prompt.
+_MOST_TAGS = 1_000
 _DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-
-logger = logging.getLogger(__name__)
 
 
 class Phi3VProcessor(ProcessorMixin):
@@ -67,11 +65,7 @@ class Phi3VProcessor(ProcessorMixin):
                 f"the tokenizer has no {IMAGE_TOKEN} token; use the tokenizer files of a "
                 "Phi-3-vision checkpoint"
             )
-        if template != CHAT_TEMPLATE:
-            logger.warning(
-                "The chat template differs from the published one and is not used: Phi-3-vision "
-                "prompts are always rendered in the published form."
-            )
+        warn_of_template(template)
         # Content of processor_config.json, which Phi-3.5-vision has and Phi-3-vision has not.
         self.auto_map: dict[str, str] | None = None
 
@@ -79,6 +73,15 @@ class Phi3VProcessor(ProcessorMixin):
     def image_token_id(self) -> int:
         """Id of the image token."""
         return self.tokenizer.added_tokens_encoder[IMAGE_TOKEN]
+
+    @property
+    def img_tokens(self) -> list[str]:
+        """Image tags by number, as vLLM looks them up in the published processor."""
+        return [f"<|image_{number}|>" for number in range(1, _MOST_TAGS + 1)]
+
+    def calc_num_image_tokens_from_image_size(self, width: int, height: int) -> int:
+        """Count the tokens of a picture of this size; the name is that of the published method."""
+        return self.image_processor.num_image_tokens(width, height)
 
     def __call__(
         self,
@@ -91,6 +94,8 @@ class Phi3VProcessor(ProcessorMixin):
         max_length: int | None = None,
         return_tensors: str | None = None,
         pixel_format: str = "published",
+        pad_to_multiple_of: int | None = None,
+        add_special_tokens: bool = True,
     ) -> BatchFeature:
         """Turn prompts and their pictures into model inputs.
 
@@ -104,6 +109,8 @@ class Phi3VProcessor(ProcessorMixin):
             max_length: Number of tokens; None means the tokenizer's own limit.
             return_tensors: "pt", "np", or None for lists (of numpy pixels).
             pixel_format: "published" or "compact", see `Phi3VImageProcessor`.
+            pad_to_multiple_of: With padding, make the length a multiple of this.
+            add_special_tokens: False leaves out the BOS in front; those behind images stay.
 
         Returns:
             `input_ids` and `attention_mask` (B, T), and if there are images their `pixel_values`
@@ -124,7 +131,8 @@ class Phi3VProcessor(ProcessorMixin):
         rows = []
         for prompt, row in zip(texts, pictures, strict=True):
             own, counts = counts[: len(row)], counts[len(row) :]
-            rows.append(self.encode(prompt, own).input_ids)
+            ids = self.encode(prompt, own).input_ids
+            rows.append(ids if add_special_tokens else ids[1:])
         if truncation:
             limit = self.tokenizer.model_max_length if max_length is None else max_length
             rows = [truncate_row(row, limit, self.image_token_id) for row in rows]
@@ -137,6 +145,7 @@ class Phi3VProcessor(ProcessorMixin):
             padding_side=padding_side,
             max_length=max_length,
             return_tensors=return_tensors,
+            multiple=pad_to_multiple_of or 1,
         )
         return BatchFeature(inputs | features)
 
@@ -176,25 +185,17 @@ class Phi3VProcessor(ProcessorMixin):
         Raises:
             ValueError: If a role, part or option is wrong, or tags and pictures do not match.
         """
-        batched = bool(messages) and not isinstance(messages[0], Mapping)
-        conversations: Any = messages if batched else [messages]
-        expanded = [expand_parts(conversation) for conversation in conversations]
-        rendered = [render_messages(turns, add_generation_prompt) for turns, _ in expanded]
-        texts = [text for text, _ in rendered]
-        if continue_final_message:
-            texts = [reopen_answer(text, answers) for text, answers in rendered]
-        options = {**(processor_kwargs or {}), **kwargs}
+        texts, images, batched = render_conversations(
+            messages,
+            images=images,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        options = usable_options({**(processor_kwargs or {}), **kwargs})
         if not tokenize:
             if options or return_dict:
                 raise ValueError(f"{sorted(options) or 'return_dict'} needs tokenize=True")
             return texts if batched else texts[0]
-        if images is not None and any(pictures for _, pictures in expanded):
-            raise ValueError("pictures come both in the messages and in images; use one of them")
-        if images is None:
-            images = [pictures for _, pictures in expanded]
-            images = images if any(images) else None
-        elif not batched:
-            images = [images if isinstance(images, (list, tuple)) else [images]]
         inputs = self(texts, images, **options)
         return inputs if return_dict else inputs["input_ids"]
 
