@@ -212,8 +212,10 @@ def test_the_command_reports_writes_and_tells_by_its_status(
     words += ["--plot", outputs["plot.png"], "--num_crops", "4", "--eval_data_path", str(data)]
     assert main(words) == 1
     printed = capsys.readouterr().out
-    assert "bad: record 'r20' (index 20 of data.json)" in printed
-    assert "22 records, 1 bad" in printed
+    assert "22 records, 1 of them bad" in printed
+    assert "\n  record 'r20' (index 20 of data.json)" in printed
+    assert "21 of 22 records stand in training, too" in printed
+    assert "repeated records              1 (by index: 3 = 21)" in printed
     report = json.loads(Path(outputs["out.json"]).read_text())
     assert [problem["index"] for problem in report["problems"]] == [20]
     assert report["duplicates"] == {"repeats": 1, "groups": [[3, 21]]}

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 from transformers.utils.logging import tqdm
 
-from phi3v.data.histogram import draw_png, draw_text
+from phi3v.data.check_report import print_findings, print_report
+from phi3v.data.histogram import draw_png
 from phi3v.data.inspection import Finding, InspectionSettings
 from phi3v.data.options import MAX_IMAGE_PIXELS, MediaOptions
 from phi3v.data.records import RawRecords
@@ -20,15 +20,6 @@ from phi3v.data.statistics import overlap, statistics
 from phi3v.data.survey import Survey, survey_records
 from phi3v.model.loading import load_config, load_processor
 from phi3v.model.processing import Phi3VProcessor
-
-_NUMBERS = (
-    ("tokens", "tokens per sample"),
-    ("supervised_tokens", "supervised tokens"),
-    ("pictures_per_record", "pictures per sample"),
-    ("crops_per_record", "crops per sample"),
-    ("picture_width", "picture width"),
-    ("picture_height", "picture height"),
-)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--json", metavar="OUT", help="write all findings and numbers")
     add("--write-clean", "--write_clean", metavar="OUT", help="write the good records")
     add("--plot", metavar="PNG", help="write the histogram as a picture")
-    add("--show", type=int, default=20, help="findings that are printed (%(default)s)")
+    add("--show", type=int, default=5, help="records of each kind that are printed (%(default)s)")
     add_media_flags(parser)
     return parser
 
@@ -93,33 +84,49 @@ def main(argv: list[str]) -> int:
         batch_size=flags.batch_size,
         pack_tokens=flags.pack_tokens,
     )
-    _print_findings(flags.data, survey, flags.show)
-    num_bad = report["bad"]
-    report["problems"] = [_as_json(finding, flags.data) for finding in survey.findings]
+    report["problems"] = [_as_json(finding, records) for finding in survey.findings]
+    print_findings(flags.data, survey, flags.show)
     if flags.eval_data_path:
         folder = flags.eval_image_folder or flags.image_folder
-        _, validation = _survey(flags.eval_data_path, folder, processor, flags)
-        _print_findings(flags.eval_data_path, validation, flags.show)
-        bad = int((~validation.is_good()).sum())
-        num_bad += bad
+        held_out, validation = _survey(flags.eval_data_path, folder, processor, flags)
+        print()
+        print_findings(flags.eval_data_path, validation, flags.show)
         report["eval"] = {
             "data": flags.eval_data_path,
             "records": len(validation),
-            "bad": bad,
+            "bad": int((~validation.is_good()).sum()),
             "overlap": overlap(survey, validation),
-            "problems": [_as_json(one, flags.eval_data_path) for one in validation.findings],
+            "problems": [_as_json(one, held_out) for one in validation.findings],
         }
     lengths = survey.lengths[survey.is_good()]
-    _print_report(report, lengths)
+    print_report(report, lengths)
+    _write_files(flags, report, records, survey, rotary_switch)
+    return int(report["bad"] + report.get("eval", {"bad": 0})["bad"] > 0)
+
+
+def _write_files(
+    flags: argparse.Namespace,
+    report: dict[str, Any],
+    records: RawRecords,
+    survey: Survey,
+    rotary_switch: int,
+) -> None:
+    good = survey.is_good()
     if flags.plot:
         marks = [(flags.max_seq_length, "max_seq_length"), (rotary_switch, "rope switch")]
-        draw_png(lengths, flags.plot, title=f"{Path(flags.data).name}: tokens", marks=marks)
+        title = f"{Path(flags.data).name}: {int(good.sum()):,} good records"
+        lengths = survey.lengths[good]
+        draw_png(lengths, flags.plot, title=title, axis="tokens per sample", marks=marks)
+        print(f"wrote {flags.plot}")
     if flags.json:
         text = json.dumps(report, ensure_ascii=False, indent=2)
         Path(flags.json).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        print(f"wrote {flags.json}")
     if flags.write_clean:
-        write_clean(records, np.flatnonzero(survey.is_good()), flags.data, flags.write_clean)
-    return int(num_bad > 0)
+        write_clean(records, np.flatnonzero(good), flags.data, flags.write_clean)
+        print(f"wrote {flags.write_clean}: {int(good.sum()):,} records")
+    elif report["bad"]:
+        print("to go on with the good records: --write-clean FILE")
 
 
 def _refuse_contradictions(flags: argparse.Namespace) -> None:
@@ -162,59 +169,10 @@ def _survey(
     return records, survey
 
 
-def _as_json(finding: Finding, path: str) -> dict[str, Any]:
-    return {"file": path, **asdict(finding), "bad": finding.is_bad}
-
-
-def _print_findings(path: str, survey: Survey, most: int) -> None:
-    for finding in survey.findings[:most]:
-        kind = "bad" if finding.is_bad else "note"
-        for message in finding.messages:
-            print(f"{kind}: {_printable(message)}")
-    if len(survey.findings) > most:
-        rest = len(survey.findings) - most
-        print(f"... and {rest} more in {path}; --show {len(survey.findings)} or --json lists them")
-
-
-def _printable(text: str) -> str:
-    """Make a text safe for any terminal: no control characters, nothing it cannot encode."""
-    plain = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-    encoding = sys.stdout.encoding or "utf-8"
-    return plain.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _print_report(report: dict[str, Any], lengths: np.ndarray) -> None:
-    print(f"\n{report['data']}: {report['records']} records, {report['bad']} bad")
-    for reason, count in report["findings"].items():
-        print(f"  {reason}: {count}")
-    for key, name in _NUMBERS:
-        found = report[key]
-        if found["count"]:
-            print(
-                f"{name}: {found['total']} in all, mean {found['mean']}, least {found['min']}, "
-                f"half <= {found['p50']}, 95 % <= {found['p95']}, most {found['max']}"
-            )
-    print(
-        f"over max_seq_length {report['max_seq_length']}: {report['dropped_records']} dropped, "
-        f"{report['shortened_records']} shortened; over the rope switch "
-        f"{report['rotary_switch']}: {report['over_rotary_switch']}"
-    )
-    waste = report["waste"]
-    print(
-        f"padding: {100 * waste['padded']:.1f} % of random batches of {waste['batch_size']}; "
-        f"packs of {waste['pack_tokens']}: {100 * waste['packed']:.1f} % empty"
-    )
-    print(f"repeated records: {report['duplicates']['repeats']}")
-    if "eval" in report:
-        found = report["eval"]["overlap"]
-        print(
-            f"validation: {report['eval']['records']} records, {report['eval']['bad']} bad, "
-            f"{found['identical_records']} also in training, "
-            f"{found['records_with_shared_media']} share media with it"
-        )
-    if len(lengths):
-        ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
-        print(draw_text(lengths, ascii_only=ascii_only))
+def _as_json(finding: Finding, records: RawRecords) -> dict[str, Any]:
+    place = records.place(finding.index)
+    where = {"file": place.file, "line": place.line or None, "file_index": place.index}
+    return where | asdict(finding) | {"bad": finding.is_bad}
 
 
 def write_clean(records: RawRecords, keep: np.ndarray, source: str, target: str) -> None:

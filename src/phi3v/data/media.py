@@ -16,11 +16,12 @@ import av.error
 from av.video.frame import PictureType
 from PIL import Image
 
-from phi3v.data.faults import Fault
+from phi3v.data.faults import Fault, FaultKind
 from phi3v.data.frames import FrameChoice, frame_indices, plan_runs
 from phi3v.data.options import MediaOptions
 from phi3v.data.paths import MediaSource, locate
 from phi3v.data.pictures import image_size, load_image
+from phi3v.data.truncated import begins_like_video
 
 __all__ = [
     "FrameChoice",
@@ -65,9 +66,8 @@ def _opened_video(file: Path | bytes, name: str) -> Iterator[_Opened]:
             yield container, stream
     except av.error.FFmpegError as error:
         reason = error.strerror or error
-        raise Fault(
-            f"{name} is not a readable video ({reason}); replace it", "not a picture or video"
-        ) from error
+        kind: FaultKind = "damaged file" if begins_like_video(file) else "not a picture or video"
+        raise Fault(f"{name} is not a readable video ({reason}); replace it", kind) from error
 
 
 def choose_frames(

@@ -27,6 +27,14 @@ def looks_truncated(file: Path | bytes) -> bool:
         return _is_cut(head, opened.read(), size) or _boxes_end(opened, size) > size
 
 
+def begins_like_video(file: Path | bytes) -> bool:
+    """Tell whether the first bytes are those of an MP4, Matroska or AVI file."""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            file = opened.read(16)
+    return file[4:8] == b"ftyp" or file[:4] in (b"\x1aE\xdf\xa3", b"RIFF")
+
+
 def _is_cut(head: bytes, tail: bytes, size: int) -> bool:
     for start, end in _ENDS.items():
         if head.startswith(start):
