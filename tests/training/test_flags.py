@@ -64,7 +64,7 @@ OUR_FLAGS = {
     *("lora_preset", "lora_namespan_exclude", "num_lora_modules", "use_dora", "use_rslora"),
     *("lora_init", "loraplus_lr_ratio", "lora_weight_path"),
     *("data_path", "image_folder", "eval_data_path", "eval_image_folder", "num_crops"),
-    *("max_num_frames", "max_seq_length"),
+    *("max_num_frames", "max_seq_length", "streaming", "shuffle_buffer"),
     *("check_data", "on_bad_record", "max_bad_records"),
     *("exif_orientation", "max_image_pixels", "allow_urls", "allow_absolute_paths", "jpeg_draft"),
     *("overwrite_output_dir", "vision_lr", "projector_lr", "logging_dir"),

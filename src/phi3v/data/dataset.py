@@ -4,24 +4,16 @@ What a survey found before (see `phi3v.data.survey`) decides which records take 
 their lengths.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
-from phi3v.data.encoding import (
-    IGNORE_INDEX,
-    Example,
-    Layout,
-    SampleTooLong,
-    encode_record,
-    lay_out,
-)
+from phi3v.data.encoding import Example, Layout, SampleTooLong, lay_out
+from phi3v.data.examples import ExampleMaker, UnusableRecord
 from phi3v.data.inspection import Finding
 from phi3v.data.options import MediaOptions
 from phi3v.data.records import RawRecords, Record, read_record
@@ -29,18 +21,10 @@ from phi3v.data.sources import open_records
 from phi3v.data.survey import Survey
 from phi3v.model.processing import Phi3VProcessor
 
-logger = logging.getLogger(__name__)
+__all__ = ["LeftOut", "SupervisedDataset", "UnusableRecord", "refuse"]
 
 _MOST_ERRORS_SHOWN = 20
 _PUBLISHED = MediaOptions()
-
-
-class UnusableRecord(ValueError):
-    """A record that cannot become an example; the message names it."""
-
-    # A loader's worker sends its traceback as the message, with the real one at its end.
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].rstrip())
 
 
 @dataclass(frozen=True)
@@ -60,11 +44,11 @@ class LeftOut:
     num_turns: int
 
 
-class SupervisedDataset(Dataset[Example]):
+class SupervisedDataset(ExampleMaker, Dataset[Example]):
     """Examples of a data file, in its order.
 
     Args:
-        data_path: JSON array or JSONL, see `phi3v.data.records`.
+        data_path: See `phi3v.data.sources.open_records`.
         processor: Text and image processor of the checkpoint.
         image_folder: Folder of the records' media; None if they are named by full paths.
         max_seq_length: Most tokens of an example.
@@ -98,15 +82,16 @@ class SupervisedDataset(Dataset[Example]):
                 f"image folder {image_folder} does not exist; give the folder that the paths in "
                 f"{data_path} start from"
             )
+        super().__init__(
+            processor,
+            max_seq_length,
+            max_num_frames=max_num_frames,
+            media_options=media_options,
+            on_bad_record=on_bad_record,
+        )
         self.data_path = Path(data_path)
-        self.processor = processor
         self.image_folder = image_folder
-        self.max_seq_length = max_seq_length
-        self.max_num_frames = max_num_frames
-        self.media_options = media_options
-        self.on_bad_record = on_bad_record
         self.raw: RawRecords = open_records(data_path, image_folder)
-        self.num_bad_records = 0
         self._kept: np.ndarray | None = None
         self._lengths: np.ndarray | None = None
 
@@ -114,35 +99,7 @@ class SupervisedDataset(Dataset[Example]):
         return len(self.raw) if self._kept is None else len(self._kept)
 
     def __getitem__(self, position: int) -> Example:
-        try:
-            return encode_record(
-                self.record(position),
-                self.processor,
-                self.max_seq_length,
-                max_num_frames=self.max_num_frames,
-                media_options=self.media_options,
-            )
-        except (ValueError, OSError) as error:
-            if self.on_bad_record == "error":
-                raise UnusableRecord(str(error)) from error
-            # On every rank: only the one that met the record can name it.
-            logger.error("skipped %s", error)
-            return self._stand_in()
-
-    def _stand_in(self) -> Example:
-        """Make an example that trains nothing.
-
-        Its place in the order stays taken, so ranks make equally many steps and a resumed run goes
-        on where the first one would have.
-        """
-        tokenizer = self.processor.tokenizer
-        return Example(
-            input_ids=torch.tensor([tokenizer.bos_token_id, tokenizer.eos_token_id]),
-            labels=torch.full((2,), IGNORE_INDEX),
-            image_sizes=[],
-            num_dropped_turns=0,
-            is_bad=True,
-        )
+        return self.make(lambda: self.record(position))
 
     def record(self, position: int) -> Record:
         """Give the checked record behind an example."""

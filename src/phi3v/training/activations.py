@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from phi3v.data.packing import PackedDataset
+from phi3v.data.streaming import StreamedExamples
 from phi3v.model.configuration import Phi3VConfig
 from phi3v.model.loss import CHUNK
 from phi3v.model.memory import WIDE, Precision, activation_bytes
@@ -134,4 +135,6 @@ def longest_batch(train_set: Any, training: Phi3VTrainingArguments) -> int:
     """Return the most tokens that a batch can have."""
     if isinstance(train_set, PackedDataset):
         return int(train_set.tokens.max()) * training.per_device_train_batch_size
+    if isinstance(train_set, StreamedExamples):
+        return train_set.max_seq_length * training.per_device_train_batch_size
     return max(train_set.lengths()) * training.per_device_train_batch_size

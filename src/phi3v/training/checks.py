@@ -63,7 +63,7 @@ def check_arguments(
         raise ValueError(
             "--packing needs --check_data True: packs are planned from the lengths it counts"
         )
-    hints = _hints(model, lora, training)
+    hints = _hints(model, lora, training) + _check_streaming(data, training)
     if data.on_bad_record == "error" and data.max_bad_records != DataArguments.max_bad_records:
         hints.append("--max_bad_records has no effect with --on_bad_record error")
     return hints
@@ -97,6 +97,7 @@ def _check_ranges(lora: LoraArguments, data: DataArguments) -> None:
         ("lora_alpha", lora.lora_alpha, 1),
         ("max_num_frames", data.max_num_frames, 1),
         ("max_seq_length", data.max_seq_length, 1),
+        ("shuffle_buffer", data.shuffle_buffer, 1),
         ("max_image_pixels", data.max_image_pixels, 1),
         ("max_bad_records", data.max_bad_records, 0),
     ):
@@ -112,6 +113,27 @@ def _check_ranges(lora: LoraArguments, data: DataArguments) -> None:
         )
     if data.eval_image_folder and not data.eval_data_path:
         raise ValueError("--eval_image_folder needs --eval_data_path")
+
+
+def _check_streaming(data: DataArguments, training: Phi3VTrainingArguments) -> list[str]:
+    """Refuse what a stream cannot do; returns hints."""
+    if not data.streaming:
+        is_idle = data.shuffle_buffer != DataArguments.shuffle_buffer
+        return ["--shuffle_buffer has no effect with --streaming False"] if is_idle else []
+    if training.max_steps <= 0:
+        raise ValueError("--streaming needs --max_steps: a stream has no end")
+    if training.packing:
+        raise ValueError(
+            "--streaming contradicts --packing: packs are planned over the lengths of all records; "
+            "--padding_free joins the samples of a batch without padding"
+        )
+    if training.train_sampling_strategy != "random":
+        raise ValueError(
+            "--streaming contradicts --train_sampling_strategy: a stream has an order of its own"
+        )
+    if not training.dataloader_in_order:
+        raise ValueError("--streaming contradicts --dataloader_in_order False: it is resumed by it")
+    return ["--streaming: records are not checked before the run; phi3v check does that"]
 
 
 def _check_library_settings(data: DataArguments, training: Phi3VTrainingArguments) -> None:

@@ -35,6 +35,19 @@ class DataArguments:
         default=131072,
         metadata={"help": "Longest sample in tokens; turns behind it are dropped and counted."},
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Walk through tar shards, parquet or JSON lines without an index, shared out "
+            "over processes and workers, without end; needs --max_steps."
+        },
+    )
+    shuffle_buffer: int = field(
+        default=1000,
+        metadata={
+            "help": "With --streaming: records of a worker among which the next one is drawn."
+        },
+    )
     check_data: bool = field(
         default=True,
         metadata={

@@ -1,17 +1,21 @@
 """Training and validation records of a run: checked before the first step, once for all ranks."""
 
 import logging
+from pathlib import Path
 
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import tqdm
 
 from phi3v.data.dataset import SupervisedDataset
 from phi3v.data.inspection import InspectionSettings
 from phi3v.data.options import MediaOptions
 from phi3v.data.processes import decided_by_first
+from phi3v.data.streaming import StreamedExamples, StreamPosition
 from phi3v.data.survey import Survey, survey_records
 from phi3v.data.survey_cache import load_survey, save_survey, survey_key
 from phi3v.model.processing import Phi3VProcessor
-from phi3v.training.arguments import DataArguments
+from phi3v.training.arguments import DataArguments, Phi3VTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +23,13 @@ _MOST_SHOWN = 20
 
 
 def build_datasets(
-    data: DataArguments, processor: Phi3VProcessor, *, resumed: bool = False
-) -> tuple[SupervisedDataset, SupervisedDataset | None]:
+    data: DataArguments,
+    processor: Phi3VProcessor,
+    *,
+    resumed: bool = False,
+    seed: int = 0,
+    position: StreamPosition | None = None,
+) -> tuple[SupervisedDataset | StreamedExamples, SupervisedDataset | None]:
     """Read and check the training and the validation records; say what is left out.
 
     Args:
@@ -28,16 +37,48 @@ def build_datasets(
         processor: Text and image processor of the checkpoint.
         resumed: Leave out the same records as the run that is gone on with, also if some have been
             repaired since.
+        seed: With ``--streaming``: decides the order.
+        position: With ``--streaming``: who reads, and from where on.
 
     Raises:
         FileNotFoundError: A data file or a folder is missing.
         ValueError: Records are bad; the first of them are listed.
     """
-    train_set = _build("training", data.data_path, data.image_folder, data, processor, resumed)
+    train_set: SupervisedDataset | StreamedExamples
+    if data.streaming:
+        train_set = StreamedExamples(
+            data.data_path,
+            processor,
+            data.image_folder,
+            data.max_seq_length,
+            shuffle_buffer=data.shuffle_buffer,
+            seed=seed,
+            position=position,
+            max_num_frames=data.max_num_frames,
+            media_options=media_options(data),
+            on_bad_record=data.on_bad_record,
+        )
+    else:
+        train_set = _build("training", data.data_path, data.image_folder, data, processor, resumed)
     if not data.eval_data_path:
         return train_set, None
     folder = data.eval_image_folder or data.image_folder
     return train_set, _build("validation", data.eval_data_path, folder, data, processor, resumed)
+
+
+def stream_position(training: Phi3VTrainingArguments, checkpoint: str | None) -> StreamPosition:
+    """Say where in the stream this process begins, and keep the library from skipping batches.
+
+    The library would read and decode all that it then throws away.
+    """
+    num_batches = 0
+    if checkpoint is not None and not training.ignore_data_skip:
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        num_batches = state.global_step * training.gradient_accumulation_steps
+    training.ignore_data_skip = True
+    return StreamPosition(
+        training.process_index, training.world_size, training.train_batch_size, num_batches
+    )
 
 
 def media_options(data: DataArguments) -> MediaOptions:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from transformers import set_seed
 
 from phi3v.data.collator import Collator
+from phi3v.data.dataset import SupervisedDataset
 from phi3v.data.processes import (
     decided_by_first,
     disconnect,
@@ -32,7 +33,7 @@ from phi3v.training.arguments import ModelArguments, Phi3VTrainingArguments
 from phi3v.training.batching import pack_training_set
 from phi3v.training.callbacks import SkipCounter
 from phi3v.training.checks import check_arguments
-from phi3v.training.datasets import build_datasets
+from phi3v.training.datasets import build_datasets, stream_position
 from phi3v.training.flags import RunArguments, parse_arguments
 from phi3v.training.interruption import STATUS_INTERRUPTED, last_words
 from phi3v.training.output import choose_checkpoint, clear_earlier_run, write_run_files
@@ -156,13 +157,20 @@ def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
     set_seed(training.seed)
     processor = load_processor(model_args.model_id, num_crops=data.num_crops)
     train_set: Dataset
-    train_set, eval_set = build_datasets(data, processor, resumed=checkpoint is not None)
+    train_set, eval_set = build_datasets(
+        data,
+        processor,
+        resumed=checkpoint is not None,
+        seed=training.seed if training.data_seed is None else training.data_seed,
+        position=stream_position(training, checkpoint) if data.streaming else None,
+    )
     skips = None
     if data.on_bad_record == "skip":
         skips = SkipCounter(data.max_bad_records, train_set.num_bad_records)
     if training.packing:
         if "per_device_train_batch_size" not in arguments.given:
             training.per_device_train_batch_size = 1
+        assert isinstance(train_set, SupervisedDataset)
         train_set = pack_training_set(train_set, config, training)
     model = build_model(arguments)
     rows = table_of_parts(model, training, lora)

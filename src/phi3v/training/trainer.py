@@ -10,6 +10,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from phi3v.data.collator import Collator
 from phi3v.data.packing import BalancedSampler, PackedDataset
+from phi3v.data.streaming import StreamedExamples
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.training.arguments import LoraArguments, Phi3VTrainingArguments
 from phi3v.training.callbacks import GradientCheck, ProgressBar, SkipCounter, TokenCounter
@@ -94,8 +95,26 @@ class Phi3VTrainer(SavingTrainer):
         return LengthGroupedSampler(size, lengths=dataset.lengths())
 
     def get_train_dataloader(self) -> DataLoader:
-        """Make the library's loader; its processes leave signals to this one."""
-        return shelter_workers(super().get_train_dataloader())
+        """Make the loader; its processes leave signals to this one.
+
+        A stream knows its process, so the library must not share it out.
+        """
+        dataset: Any = self.train_dataset
+        if not isinstance(dataset, StreamedExamples):
+            return shelter_workers(super().get_train_dataloader())
+        args = self.args
+        loader = DataLoader(
+            dataset,
+            args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            # The seeds of workers are drawn from here, not from the state that is kept and resumed.
+            generator=torch.Generator(),
+        )
+        return shelter_workers(loader)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing where the checkpoint is of the last step: the library would add one."""
@@ -165,6 +184,9 @@ class Phi3VTrainer(SavingTrainer):
 
     def log(self, logs: dict[str, float], *args: Any) -> None:
         """Add tokens per second of this process, and skipped records, to the training log."""
+        if isinstance(self.train_dataset, StreamedExamples):
+            # A resumed run has no count of its own of what the stream gave before.
+            self.state.epoch = self.state.global_step / max(self.state.max_steps, 1)
         if "loss" in logs:
             if self.skips is not None:
                 logs["skipped_records"] = self.skips.total(self.accelerator, self.state.log_history)
