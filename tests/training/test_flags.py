@@ -68,7 +68,7 @@ OUR_FLAGS = {
     *("check_data", "on_bad_record", "max_bad_records"),
     *("exif_orientation", "max_image_pixels", "allow_urls", "allow_absolute_paths", "jpeg_draft"),
     *("overwrite_output_dir", "vision_lr", "projector_lr", "logging_dir"),
-    *("early_stopping_patience", "activation_memory", "save_on_signal"),
+    *("early_stopping_patience", "activation_memory", "save_on_signal", "on_nonfinite"),
     *("padding_free", "packing", "pack_tokens", "share_images", "max_branches"),
 }
 

@@ -43,8 +43,9 @@ class Collator:
             ``input_ids`` and ``labels`` (1, T) and ``segments`` (see ``phi3v.model.segments``).
             Always ``label_places`` (L,), in the flattened row(s). If there are pictures:
             ``image_places`` (M,) likewise, ``pixel_values``, uint8 (C, 3, S, S), and
-            ``image_sizes``, list of (height, width), of all pictures in row order. If records
-            could not be read: ``num_bad_records``; the trainer takes it out.
+            ``image_sizes``, list of (height, width), of all pictures in row order. For the
+            trainer, which takes them out: ``records``, their names, and ``num_bad_records``, if
+            some could not be read.
         """
         if not examples:
             raise ValueError("a batch needs at least one example")
@@ -79,7 +80,7 @@ class Collator:
                 "label_places": _places(predicted),
             }
             | _join_pictures(examples, rows == self.image_token_id)
-            | _count_bad(examples)
+            | _for_trainer(examples)
         )
 
 
@@ -126,7 +127,7 @@ def pack_row(groups: Sequence[Group], image_token_id: int) -> dict[str, Any]:
             "label_places": _places(row_labels != IGNORE_INDEX),
         }
         | _join_pictures(pictured, row == image_token_id)
-        | _count_bad(one for group in groups for one in group)
+        | _for_trainer(one for group in groups for one in group)
     )
 
 
@@ -172,9 +173,12 @@ def _same_pictures(group: Group) -> bool:
     return True
 
 
-def _count_bad(examples: Iterable[Example]) -> dict[str, Any]:
-    num_bad = sum(example.get("is_bad", False) for example in examples)
-    return {"num_bad_records": num_bad} if num_bad else {}
+def _for_trainer(examples: Iterable[Example]) -> dict[str, Any]:
+    """Collect what the trainer takes out of a batch before the model gets it."""
+    listed = list(examples)
+    num_bad = sum(example.get("is_bad", False) for example in listed)
+    names = [example["record"] for example in listed if "record" in example]
+    return ({"records": names} if names else {}) | ({"num_bad_records": num_bad} if num_bad else {})
 
 
 def _places(wanted: Tensor) -> Tensor:

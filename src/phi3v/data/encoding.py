@@ -31,6 +31,7 @@ class Example(TypedDict):
         pixel_values: uint8 (C, 3, S, S), the crops of all pictures in order; absent without any.
         image_sizes: Padded height and width of every picture.
         num_dropped_turns: Turns cut off at the end to keep within the length limit.
+        record: Name of the record, for messages.
         is_bad: There if the example only stands in for a record that could not be read.
     """
 
@@ -39,6 +40,7 @@ class Example(TypedDict):
     pixel_values: NotRequired[Tensor]
     image_sizes: list[tuple[int, int]]
     num_dropped_turns: int
+    record: NotRequired[str]
     is_bad: NotRequired[bool]
 
 
@@ -96,6 +98,7 @@ def encode_record(
         labels=torch.tensor(layout.labels),
         image_sizes=image_sizes,
         num_dropped_turns=layout.num_dropped_turns,
+        record=record.name,
     )
     if crops:
         joined = crops[0] if len(crops) == 1 else np.concatenate(crops)

@@ -187,6 +187,14 @@ class Phi3VTrainingArguments(TrainingArguments):
             "end with status 75; a second signal ends at once."
         },
     )
+    on_nonfinite: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={
+            "help": "Where a loss or gradient is NaN or infinite: stop the run and name the "
+            "records of the step, or skip the step and count it; skip waits for the device in "
+            "every step."
+        },
+    )
     prediction_loss_only: bool = field(
         default=True, metadata={"help": "Evaluation keeps the loss only."}
     )

@@ -160,6 +160,11 @@ def _check_library_settings(data: DataArguments, training: Phi3VTrainingArgument
         raise ValueError("--early_stopping_patience needs --load_best_model_at_end True")
     if patience is not None and patience < 1:
         raise ValueError(f"--early_stopping_patience is {patience}, expected at least 1")
+    if training.on_nonfinite == "skip" and (training.deepspeed or training.fp16):
+        flag = "--deepspeed" if training.deepspeed else "--fp16"
+        raise ValueError(
+            f"--on_nonfinite skip contradicts {flag}: it decides by itself when the weights change"
+        )
     if training.label_smoothing_factor:
         raise ValueError("--label_smoothing_factor is not supported; leave it out")
     for name in training.report_to or []:

@@ -35,6 +35,7 @@ from phi3v.training.callbacks import SkipCounter
 from phi3v.training.checks import check_arguments
 from phi3v.training.datasets import build_datasets, stream_position
 from phi3v.training.flags import RunArguments, parse_arguments
+from phi3v.training.guard import STATUS_NOT_FINITE, NotFiniteError
 from phi3v.training.interruption import STATUS_INTERRUPTED, last_words
 from phi3v.training.output import choose_checkpoint, clear_earlier_run, write_run_files
 from phi3v.training.parts import (
@@ -223,7 +224,12 @@ def main(argv: list[str]) -> int:
         arguments, messages = parse_arguments(argv)
     for message in messages:
         logger.warning(message)
-    trainer = run(arguments)
+    try:
+        trainer = run(arguments)
+    except NotFiniteError as error:
+        if rank() == 0:
+            print(f"phi3v train: stopped: {error}", file=sys.stderr)
+        return STATUS_NOT_FINITE
     disconnect()
     if not trainer.is_interrupted:
         return 0

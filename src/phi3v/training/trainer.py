@@ -1,5 +1,6 @@
 """The library's Trainer with our parameter groups, counters and form of checkpoints."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from phi3v.data.streaming import StreamedExamples
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.training.arguments import LoraArguments, Phi3VTrainingArguments
 from phi3v.training.callbacks import GradientCheck, ProgressBar, SkipCounter, TokenCounter
+from phi3v.training.guard import CurveWatch, NumericsGuard
 from phi3v.training.interruption import StopRequest, StopWhenAsked, shelter_workers
 from phi3v.training.optimizer import parameter_groups
 from phi3v.training.saving import SavingTrainer
@@ -48,7 +50,12 @@ class Phi3VTrainer(SavingTrainer):
         self.skips = skips
         self.stop_request = StopRequest(listens=self.args.save_on_signal)
         self._stop = StopWhenAsked(self.stop_request)
+        folder = Path(str(self.args.output_dir))
+        self.guard = NumericsGuard(
+            self.args.on_nonfinite, checks_gradient=not self.args.fp16, folder=folder
+        )
         self.add_callback(GradientCheck())
+        self.add_callback(CurveWatch(folder))
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         if self.pop_callback(ProgressCallback) is not None:
@@ -78,11 +85,21 @@ class Phi3VTrainer(SavingTrainer):
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any
     ) -> torch.Tensor:
-        """Count the batch, then train on it as the library does."""
+        """Count the batch, train on it as the library does, and note if the loss is finite."""
         self.tokens.add(inputs)
         if self.skips is not None:
             self.skips.take(inputs)
-        return super().training_step(model, inputs, *args)
+        records = inputs.pop("records", [])
+        loss = super().training_step(model, inputs, *args)
+        return self.guard.add_loss(self.state.global_step + 1, records, loss)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """Look at the gradient before the weights change, as the library computes its norm here."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.guard.add_gradient(self.state.global_step + 1, norm):
+            # Without gradients, the optimizer leaves weights and states as they are.
+            model.zero_grad()
+        return norm
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         """Group by length without opening a picture: the library would load every example."""
@@ -116,6 +133,11 @@ class Phi3VTrainer(SavingTrainer):
         )
         return shelter_workers(loader)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save, unless something was not finite since the last look."""
+        self.guard.look()
+        super()._save_checkpoint(model, trial)
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing where the checkpoint is of the last step: the library would add one."""
         if self.state.global_step < self.state.max_steps:
@@ -124,6 +146,7 @@ class Phi3VTrainer(SavingTrainer):
 
     def _finalize_training(self, *args: Any) -> Any:
         """Skip after a signal what only a finished run does: it takes the best, and time."""
+        self.guard.look()
         best = self.state.best_model_checkpoint
         if self.is_interrupted:
             self.state.best_model_checkpoint = None
@@ -164,6 +187,7 @@ class Phi3VTrainer(SavingTrainer):
         """Compute the loss of one batch, and add its sum and number of tokens to the total."""
         if self.skips is not None:
             self.skips.take(inputs)
+        inputs.pop("records", None)
         inputs = self._prepare_inputs(inputs)
         labels = self._without_repeats(inputs["labels"])
         with self.compute_loss_context_manager():
@@ -188,6 +212,9 @@ class Phi3VTrainer(SavingTrainer):
             # A resumed run has no count of its own of what the stream gave before.
             self.state.epoch = self.state.global_step / max(self.state.max_steps, 1)
         if "loss" in logs:
+            self.guard.look()
+            if self.guard.num_skipped:
+                logs["skipped_steps"] = self.guard.num_skipped
             if self.skips is not None:
                 logs["skipped_records"] = self.skips.total(self.accelerator, self.state.log_history)
             logs["tokens_per_second"] = round(self.tokens.rate(), 1)
