@@ -1,14 +1,22 @@
 """What ``--activation_memory`` and the library's switch make the layers keep."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.training.conftest import Run
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from phi3v.model.loading import load_config
 from phi3v.training import activations
-from phi3v.training.activations import apply_activation_memory, cheapest_regime, static_bytes
+from phi3v.training.activations import (
+    apply_activation_memory,
+    apply_compiler,
+    cheapest_regime,
+    for_trainer,
+    static_bytes,
+)
 from phi3v.training.checks import check_arguments
 from phi3v.training.flags import RunArguments, parse_arguments
 from phi3v.training.train import build_model
@@ -47,7 +55,7 @@ def test_flags_choose_the_regime(
     assert apply_activation_memory(arguments, model, config, None) == expected
     assert regime_of(model) == expected
     # The library must not switch on its own kind later.
-    assert not arguments.training.activation_checkpointing
+    assert not for_trainer(arguments.training).activation_checkpointing
 
 
 @pytest.mark.parametrize("regime", ["none", "selective"])
@@ -85,3 +93,39 @@ def test_static_memory_counts_weights_gradients_and_states(
     assert static_bytes(model, whole.training) == 4 * used + 4 * trained + 8 * trained
     small = read(flags, tmp_path, "--optim", "adamw_bnb_8bit")
     assert static_bytes(model, small.training) == 4 * used + 4 * trained + 2 * trained
+
+
+def test_the_compiler_takes_layers_or_steps_and_never_the_whole_model(
+    flags: list[str], tmp_path: Path
+) -> None:
+    for words, has_steps, has_layers in (
+        ((), False, False),  # auto on a CPU
+        (("--fuse_elementwise", "on"), True, False),
+        (("--torch_compile", "True", "--torch_compile_backend", "eager"), False, True),
+    ):
+        training = read(flags, tmp_path, *words).training
+        model = build_model(read(flags, tmp_path, *words))
+        apply_compiler(model, training)
+        layer = model.model.layers[0]
+        assert ("activate" in vars(layer.mlp)) == has_steps
+        assert ("finish" in vars(layer)) == has_layers
+        own = for_trainer(training)
+        assert not own.torch_compile and own.torch_compile_backend is None
+        assert training.torch_compile == has_layers
+
+
+def test_fusing_beside_compiling_is_refused(flags: list[str], tmp_path: Path) -> None:
+    words = ("--torch_compile", "True", "--fuse_elementwise", "on")
+    with pytest.raises(ValueError, match="--fuse_elementwise on contradicts --torch_compile"):
+        check_arguments(*read(flags, tmp_path, *words)[:4])
+
+
+@pytest.mark.slow
+def test_a_run_with_compiled_layers_equals_a_plain_one(
+    start: Callable[..., Run],
+) -> None:
+    plain = start("--lora_enable", "--lora_dropout", "0", folder="plain")
+    words = ("--torch_compile", "True", "--torch_compile_backend", "aot_eager")
+    compiled = start("--lora_enable", "--lora_dropout", "0", *words, folder="compiled")
+    assert compiled.losses() == pytest.approx(plain.losses(), rel=1e-5)
+    assert "torch_compile: true" in (compiled.folder / "run.yaml").read_text()

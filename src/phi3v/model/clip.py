@@ -82,6 +82,8 @@ class CLIPAttention(nn.Module):
 class CLIPMLP(nn.Module):
     """Two linear layers with quick-GELU between them."""
 
+    activate = staticmethod(quick_gelu)
+
     def __init__(self, config: Phi3VConfig) -> None:
         super().__init__()
         size = config.vision
@@ -90,7 +92,7 @@ class CLIPMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Transform (K, P, D) to (K, P, D)."""
-        return self.fc2(quick_gelu(self.fc1(hidden_states)))
+        return self.fc2(self.activate(self.fc1(hidden_states)))
 
 
 class CLIPEncoderLayer(GradientCheckpointingLayer):

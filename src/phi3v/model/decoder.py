@@ -23,6 +23,8 @@ from phi3v.model.segments import Segment, segment_attention
 class Phi3VRMSNorm(nn.Module):
     """Root-mean-square norm in float32, rounded before the weight is applied, as published."""
 
+    apply_norm = staticmethod(rms_norm)
+
     def __init__(self, hidden_size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size))
@@ -30,11 +32,13 @@ class Phi3VRMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise (..., H)."""
-        return rms_norm(hidden_states, self.weight, self.eps)
+        return self.apply_norm(hidden_states, self.weight, self.eps)
 
 
 class Phi3VAttention(nn.Module):
     """Causal attention with grouped key heads and one fused projection."""
+
+    rotate = staticmethod(apply_rotary)
 
     def __init__(self, config: Phi3VConfig, layer_idx: int) -> None:
         super().__init__()
@@ -68,6 +72,16 @@ class Phi3VAttention(nn.Module):
             past_key_values: Cache that gets this layer's keys, rotated, and values.
             **kwargs: Handed to the kernel (lengths of packed documents).
         """
+        query, key, value = self.project(hidden_states, *rotary)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        output = self._attend(query, key, value, attention_mask, **kwargs)
+        return self.o_proj(output.reshape(*hidden_states.shape[:2], self.query_width))
+
+    def project(
+        self, hidden_states: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Make rotated queries and keys, and values, each (B, its heads, T, W)."""
         shape = (*hidden_states.shape[:2], -1, self.head_dim)
         query, key, value = (
             part.view(shape).transpose(1, 2)
@@ -77,12 +91,8 @@ class Phi3VAttention(nn.Module):
         )
         # Under autocast the projection is narrower than the tables, and flash attention takes one
         # dtype only.
-        query = apply_rotary(query, *rotary).to(value.dtype)
-        key = apply_rotary(key, *rotary).to(value.dtype)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        output = self._attend(query, key, value, attention_mask, **kwargs)
-        return self.o_proj(output.reshape(*hidden_states.shape[:2], self.query_width))
+        query = self.rotate(query, cos, sin).to(value.dtype)
+        return query, self.rotate(key, cos, sin).to(value.dtype), value
 
     def _attend(
         self,
@@ -132,6 +142,8 @@ class Phi3VAttention(nn.Module):
 class Phi3VMLP(nn.Module):
     """SiLU-gated MLP with one fused projection: gate rows first, then up rows."""
 
+    activate = staticmethod(swiglu)
+
     def __init__(self, config: Phi3VConfig) -> None:
         super().__init__()
         self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
@@ -139,7 +151,7 @@ class Phi3VMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Transform (B, T, H) to (B, T, H)."""
-        return self.down_proj(swiglu(self.gate_up_proj(hidden_states)))
+        return self.down_proj(self.activate(self.gate_up_proj(hidden_states)))
 
 
 class Phi3VDecoderLayer(GradientCheckpointingLayer):
@@ -166,6 +178,10 @@ class Phi3VDecoderLayer(GradientCheckpointingLayer):
         attended = self.self_attn(
             self.input_layernorm(hidden_states), rotary, attention_mask, past_key_values, **kwargs
         )
+        return self.finish(hidden_states, attended)
+
+    def finish(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
+        """Add the attention's output and do the rest of the layer, all (B, T, H)."""
         hidden_states = hidden_states + self.resid_attn_dropout(attended)
         transformed = self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states + self.resid_mlp_dropout(transformed)

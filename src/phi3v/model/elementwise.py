@@ -14,6 +14,24 @@ from torch import Tensor
 from torch.nn import functional
 
 
+def plain_rms_norm(states: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Compute ``rms_norm`` under autograd, for a compiler that fuses it."""
+    wide = states.to(torch.promote_types(states.dtype, torch.float32))
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * wide.to(states.dtype)
+
+
+def plain_swiglu(gate_up: Tensor) -> Tensor:
+    """Compute ``swiglu`` under autograd."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return up * functional.silu(gate)
+
+
+def plain_quick_gelu(inner: Tensor) -> Tensor:
+    """Compute ``quick_gelu`` under autograd."""
+    return inner * torch.sigmoid(1.702 * inner)
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(states: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -45,8 +63,7 @@ class _RMSNorm(torch.autograd.Function):
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return up * functional.silu(gate)
+        return plain_swiglu(gate_up)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -62,7 +79,7 @@ class _SwiGLU(torch.autograd.Function):
 class _QuickGELU(torch.autograd.Function):
     @staticmethod
     def forward(inner: Tensor) -> Tensor:
-        return inner * torch.sigmoid(1.702 * inner)
+        return plain_quick_gelu(inner)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -1,5 +1,6 @@
 """From the flags to what the layers keep for the backward pass."""
 
+import copy
 import logging
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 
 from phi3v.data.packing import PackedDataset
 from phi3v.data.streaming import StreamedExamples
+from phi3v.model.compiling import can_fuse, compile_layers, fuse_elementwise
 from phi3v.model.configuration import Phi3VConfig
 from phi3v.model.loss import CHUNK
 from phi3v.model.memory import WIDE, Precision, activation_bytes
@@ -33,7 +35,7 @@ def apply_activation_memory(
     it takes none.
 
     Args:
-        arguments: Arguments of the run; the library's own switch is turned off in them.
+        arguments: Arguments of the run.
         model: Bare or wrapped model, frozen where it does not train.
         config: Sizes of the model.
         train_set: Examples or packs; gives the longest batch.
@@ -46,8 +48,6 @@ def apply_activation_memory(
     by_flag = {"gradient_checkpointing", "activation_checkpointing"} & arguments.given
     if chosen == "auto" and by_flag:
         chosen = "full" if training.activation_checkpointing else "none"
-    # The library's switch would run the backward pass through all that is frozen.
-    training.gradient_checkpointing = training.activation_checkpointing = False
     regime: Regime = "none"
     if chosen != "auto":
         regime = chosen
@@ -55,8 +55,40 @@ def apply_activation_memory(
         room = USABLE * torch.cuda.mem_get_info()[1] - static_bytes(model, training)
         tokens = longest_batch(train_set, training)
         regime = cheapest_regime(model, config, arguments, room=room, tokens=tokens)
-    set_regime(model, regime)
+    # Compiled code is not looked into; the compiler itself makes elementwise work again.
+    set_regime(model, "none" if regime == "selective" and training.torch_compile else regime)
     return regime
+
+
+def apply_compiler(model: Any, training: Phi3VTrainingArguments) -> None:
+    """Compile layers for ``--torch_compile``, or fuse elementwise steps.
+
+    Args:
+        model: Bare or wrapped model.
+        training: ``--torch_compile`` with backend and mode, and ``--fuse_elementwise``, whose
+            ``auto`` fuses on a GPU where the compiler works.
+    """
+    if training.torch_compile:
+        backend = training.torch_compile_backend or "inductor"
+        compile_layers(model, backend, training.torch_compile_mode)
+    elif training.fuse_elementwise == "on" or (
+        training.fuse_elementwise == "auto"
+        and training.device.type == "cuda"
+        and can_fuse(training.device)
+    ):
+        fuse_elementwise(model)
+
+
+def for_trainer(training: Phi3VTrainingArguments) -> Phi3VTrainingArguments:
+    """Copy the arguments with the library's own switches off that this module answers for.
+
+    Its checkpointing would run the backward pass through all that is frozen, and its compiler would
+    take the whole model, again for each pack.
+    """
+    own = copy.copy(training)
+    own.gradient_checkpointing = own.activation_checkpointing = own.torch_compile = False
+    own.torch_compile_backend = own.torch_compile_mode = None
+    return own
 
 
 def cheapest_regime(

@@ -151,6 +151,13 @@ class Phi3VTrainingArguments(TrainingArguments):
             "True does. auto: the first of them that fits on the GPU; none on a CPU."
         },
     )
+    fuse_elementwise: Literal["auto", "on", "off"] = field(
+        default="auto",
+        metadata={
+            "help": "Run norms, gates and rotations as one kernel each; auto: on a GPU where "
+            "PyTorch's compiler works. --torch_compile compiles whole layers instead."
+        },
+    )
     padding_free: bool = field(
         default=True,
         metadata={"help": "Put the samples of a batch behind one another instead of padding them."},

@@ -87,7 +87,8 @@ def _check_stack(
         )
     if training.use_liger_kernel:
         raise ValueError(
-            "--use_liger_kernel: the library has no such kernels for this model; leave it out"
+            "--use_liger_kernel: the library has no such kernels for this model; leave it out, "
+            "--fuse_elementwise does the same by PyTorch's compiler"
         )
 
 
@@ -148,6 +149,11 @@ def _check_library_settings(data: DataArguments, training: Phi3VTrainingArgument
     ):
         if value < 1:
             raise ValueError(f"--{flag} is {value}, expected at least 1")
+    if training.torch_compile and training.fuse_elementwise == "on":
+        raise ValueError(
+            "--fuse_elementwise on contradicts --torch_compile True, which fuses the same steps "
+            "within whole layers; leave one of both out"
+        )
     if training.activation_checkpointing and training.activation_memory in ("none", "selective"):
         raise ValueError(
             "--gradient_checkpointing True contradicts --activation_memory "

@@ -27,7 +27,7 @@ from phi3v.model.loading import (
     load_processor,
     quantization_config,
 )
-from phi3v.training.activations import apply_activation_memory
+from phi3v.training.activations import apply_activation_memory, apply_compiler, for_trainer
 from phi3v.training.adapters import add_adapters
 from phi3v.training.arguments import ModelArguments, Phi3VTrainingArguments
 from phi3v.training.batching import pack_training_set
@@ -174,12 +174,14 @@ def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
         assert isinstance(train_set, SupervisedDataset)
         train_set = pack_training_set(train_set, config, training)
     model = build_model(arguments)
+    apply_activation_memory(arguments, model, config, train_set)
+    apply_compiler(model, training)
     rows = table_of_parts(model, training, lora)
     trainer = Phi3VTrainer(
         base_folder=model_args.model_id,
         lora=lora,
         model=model,
-        args=training,
+        args=for_trainer(training),
         train_dataset=train_set,
         eval_dataset=eval_set,
         data_collator=Collator(
@@ -196,8 +198,6 @@ def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
                 logger.warning("removed %s of the earlier run", name)
         write_run_files(folder, arguments, rows)
         print(format_table(rows), flush=True)
-    # Behind run.yaml, which keeps the flags as they were given.
-    apply_activation_memory(arguments, model, config, train_set)
     return trainer, checkpoint
 
 
