@@ -33,6 +33,7 @@ COMMANDS = {
     "train": Command("phi3v.training.train", "fine-tune a checkpoint on pictures, videos and text"),
     "merge": Command("phi3v.training.merge", "fold an adapter into its base model"),
     "evaluate": Command("phi3v.evaluation.evaluate", "score the answers of a model to a data set"),
+    "report": Command("phi3v.evaluation.report", "write one page about a run and its scores"),
     "generate": Command("phi3v.inference.generate", "ask a model about pictures at the terminal"),
     "serve": Command("phi3v.inference.serve", "serve a page and an OpenAI-compatible API"),
     "demo": Command("phi3v.demo.run", "walk the whole path on real handwriting, on a CPU"),

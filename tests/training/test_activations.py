@@ -17,9 +17,9 @@ from phi3v.training.activations import (
     for_trainer,
     static_bytes,
 )
+from phi3v.training.building import build_model
 from phi3v.training.checks import check_arguments
 from phi3v.training.flags import RunArguments, parse_arguments
-from phi3v.training.train import build_model
 
 
 def read(flags: list[str], tmp_path: Path, *words: str) -> RunArguments:

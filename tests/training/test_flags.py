@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from phi3v import cli
 from phi3v.model import loading
 from phi3v.training import arguments as our_arguments
-from phi3v.training import train
+from phi3v.training import building
 from phi3v.training.checks import check_arguments
 from phi3v.training.flags import RunArguments, parse_arguments, translate_old_flags
 
@@ -212,7 +212,7 @@ def test_disabling_flash_attention_means_sdpa(
     plain, disabled = read().model, read("--disable_flash_attn2", "True").model
     monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: True)
     monkeypatch.setattr(loading.torch.cuda, "is_available", lambda: True)
-    assert train._attention(plain, torch.bfloat16) == "flash_attention_2"
-    assert train._attention(disabled, torch.bfloat16) == "sdpa"
+    assert building.choose_kernel(plain, torch.bfloat16) == "flash_attention_2"
+    assert building.choose_kernel(disabled, torch.bfloat16) == "sdpa"
     assert "attention runs on SDPA" in caplog.text
-    assert train._attention(plain, torch.float32) == "sdpa"
+    assert building.choose_kernel(plain, torch.float32) == "sdpa"

@@ -1,10 +1,10 @@
 import pytest
 from torch import nn
 
+from phi3v.training.building import build_model
 from phi3v.training.flags import RunArguments, parse_arguments
 from phi3v.training.optimizer import parameter_groups
 from phi3v.training.parts import own_parameters
-from phi3v.training.train import build_model
 
 RATES = [
     *("--learning_rate", "1e-3", "--vision_lr", "1e-4", "--projector_lr", "5e-4"),

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -51,6 +51,7 @@ class ExampleMaker:
         self.media_options = media_options
         self.on_bad_record = on_bad_record
         self.num_bad_records = 0
+        self.overview: dict[str, Any] | None = None
 
     def make(self, read: Callable[[], Record], *, long_is_bad: bool = True) -> Example:
         """Make the example of a record.

@@ -88,6 +88,28 @@ def overlap(training: Survey, validation: Survey) -> dict[str, Any]:
     }
 
 
+def overview(survey: Survey) -> dict[str, Any]:
+    """Count what a data set holds: names and numbers, ready for JSON.
+
+    Lengths are those of good records.
+    """
+    good = survey.is_good()
+    reasons = [finding.reason for finding in survey.findings]
+    widths, heights = survey.picture_sizes.T
+    return {
+        "records": len(survey),
+        "good": int(good.sum()),
+        "bad": int((~good).sum()),
+        "findings": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "tokens": describe(survey.lengths[good]),
+        "supervised_tokens": describe(survey.num_supervised[good]),
+        "pictures_per_record": describe(survey.num_pictures[good]),
+        "crops_per_record": describe(survey.num_crops[good]),
+        "picture_width": describe(widths),
+        "picture_height": describe(heights),
+    }
+
+
 def statistics(
     survey: Survey, *, max_seq_length: int, rotary_switch: int, batch_size: int, pack_tokens: int
 ) -> dict[str, Any]:
@@ -103,22 +125,11 @@ def statistics(
     Returns:
         Names and numbers, ready for JSON. Lengths are those of good records.
     """
-    good = survey.is_good()
-    lengths = survey.lengths[good]
+    lengths = survey.lengths[survey.is_good()]
     num_repeats, groups = duplicate_groups(survey)
     reasons = [finding.reason for finding in survey.findings]
-    widths, heights = survey.picture_sizes.T
     return {
-        "records": len(survey),
-        "good": int(good.sum()),
-        "bad": int((~good).sum()),
-        "findings": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
-        "tokens": describe(lengths),
-        "supervised_tokens": describe(survey.num_supervised[good]),
-        "pictures_per_record": describe(survey.num_pictures[good]),
-        "crops_per_record": describe(survey.num_crops[good]),
-        "picture_width": describe(widths),
-        "picture_height": describe(heights),
+        **overview(survey),
         "max_seq_length": max_seq_length,
         "over_max_seq_length": reasons.count("too long") + reasons.count("shortened"),
         "dropped_records": reasons.count("too long"),

@@ -1,19 +1,14 @@
-"""The demo's report: one HTML file that needs nothing else, and a table for the terminal.
-
-The page has no script and no reference to anything outside itself, so it can be mailed or opened
-from a disk. Everything that comes from a run or a model is escaped.
-"""
+"""The demo's report, and its table for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-from phi3v.demo.curve import loss_svg
 from phi3v.demo.digits import is_right
-from phi3v.demo.markup import escape, picture_uri
-
-LONGEST_ANSWER = 60  # characters shown; an untrained model may ramble on
+from phi3v.evaluation.curve import curve_svg
+from phi3v.evaluation.markup import escape, picture_uri
+from phi3v.evaluation.page import AnswerLine, bars, card, cards, document, panel, section, table
+from phi3v.evaluation.page import facts as list_of_facts
 
 
 @dataclass(frozen=True)
@@ -77,44 +72,27 @@ def write_page(
         ValueError: When the questions before and after are not the same.
     """
     _check_questions(scores_before, scores_after)
-    css = resources.files("phi3v.demo").joinpath("data", "page.css").read_text(encoding="utf-8")
-    samples = "".join(_sample(row) for row in rows)
-    document = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(title)}</title>
-<style>
-{css}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
-{_headline(scores_before, scores_after, seconds)}
-<h2>Score on held-out pictures, and time</h2>
-<div class="pair">
-<div class="panel">{_score_table(scores_before, scores_after)}</div>
-<div class="panel">{_seconds_table(seconds)}</div>
-</div>
-<h2>What it answered, before and after</h2>
-<p class="soft small">Held-out pictures, never trained on.
-An answer is right when all of it matches.</p>
-<ul class="samples">{samples}</ul>
-<div class="pair">
-<section><h2>Loss during training</h2>
-<div class="panel">{loss_svg(loss_curve)}
-<p class="soft small">Thin line: as logged. Thick line: running mean.</p></div></section>
-<section><h2>The run</h2>
-<div class="panel"><dl class="facts">{_facts(facts)}</dl></div></section>
-</div>
-</main>
-</body>
-</html>
-"""
-    path.write_text(document, encoding="utf-8")
+    scores = _score_table(scores_before, scores_after)
+    curve = curve_svg(loss_curve, name="loss per answer token", smooth=True)
+    legend = '<p class="soft small">Thin line: as logged. Thick line: running mean.</p>'
+    body = [
+        _headline(scores_before, scores_after, seconds),
+        section(
+            "Score on held-out pictures, and time",
+            f'<div class="pair">{panel(scores)}{panel(_seconds_table(seconds))}</div>',
+        ),
+        section(
+            "What it answered, before and after",
+            '<p class="soft small">Held-out pictures, never trained on.\n'
+            "An answer is right when all of it matches.</p>"
+            + cards([_sample(row) for row in rows]),
+        ),
+        '<div class="pair">',
+        section("Loss during training", panel(curve + legend)),
+        section("The run", panel(list_of_facts(facts))),
+        "</div>",
+    ]
+    path.write_text(document(title, "\n".join(body)), encoding="utf-8")
 
 
 def terminal_table(
@@ -164,73 +142,34 @@ def _headline(
     before: Mapping[str, Score], after: Mapping[str, Score], seconds: Mapping[str, float]
 ) -> str:
     name = next(iter(before))
-    bars = "".join(
-        f'<div><dt>{when}</dt><dd><span class="bar {when}" style="width:{score.percent:.1f}%">'
-        f"</span></dd><dd>{score.percent:.1f} %</dd></div>"
+    shares = [
+        (when, score.percent / 100, f"{score.percent:.1f} %")
         for when, score in (("before", before[name]), ("after", after[name]))
-    )
-    return (
-        f'<div class="panel"><p>"{escape(name)}", right answers of {after[name].total} held-out '
-        f'pictures:</p><dl class="bars">{bars}</dl>'
-        f'<p class="soft small">Everything was computed in this one run of '
-        f"{sum(seconds.values()):.0f} seconds.</p></div>"
+    ]
+    return panel(
+        f'<p>"{escape(name)}", right answers of {after[name].total} held-out pictures:</p>'
+        f'{bars(shares)}<p class="soft small">Everything was computed in this one run of '
+        f"{sum(seconds.values()):.0f} seconds.</p>"
     )
 
 
 def _score_table(before: Mapping[str, Score], after: Mapping[str, Score]) -> str:
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{_cell(before[name])}{_cell(after[name])}</tr>'
-        for name in before
-    )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("question", "before", "after"))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _cell(score: Score) -> str:
-    counts = f"{score.correct} of {score.total}"
-    return (
-        f'<td><span class="percent">{score.percent:.1f} %</span>'
-        f'<span class="soft small">{counts}</span></td>'
-    )
+    rows = [
+        [name, *(f"{s.percent:.1f} %\n{s.correct} of {s.total}" for s in (score, after[name]))]
+        for name, score in before.items()
+    ]
+    return table(["question", "before", "after"], rows)
 
 
 def _seconds_table(seconds: Mapping[str, float]) -> str:
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{value:.1f}</td></tr>'
-        for name, value in seconds.items()
-    )
-    return (
-        '<table><thead><tr><th scope="col">stage</th><th scope="col">seconds</th></tr></thead>'
-        f'<tbody>{body}</tbody><tfoot><tr><th scope="row">all</th>'
-        f"<td>{sum(seconds.values()):.1f}</td></tr></tfoot></table>"
-    )
+    rows = [[name, f"{value:.1f}"] for name, value in seconds.items()]
+    return table(["stage", "seconds"], rows, ["all", f"{sum(seconds.values()):.1f}"])
 
 
 def _sample(row: Sample) -> str:
     alt = f"Held-out picture; the right answer is {row.expected}"
-    answers = _answer("before", row.before, row.expected) + _answer(
-        "after", row.after, row.expected
-    )
-    return (
-        f'<li class="panel sample"><img src="{picture_uri(row.image_path)}" alt="{escape(alt)}">'
-        f"<div><h3>{escape(row.question)}</h3><dl><div><dt>expected</dt>"
-        f'<dd><span class="answer">{escape(row.expected)}</span></dd></div>'
-        f"{answers}</dl></div></li>"
-    )
-
-
-def _answer(when: str, answer: str, expected: str) -> str:
-    kind, mark = ("right", "✓ right") if is_right(answer, expected) else ("wrong", "✗ wrong")
-    text = answer if len(answer) <= LONGEST_ANSWER else answer[:LONGEST_ANSWER] + "…"
-    shown = escape(text) if text.strip() else '<span class="soft">(nothing)</span>'
-    return (
-        f'<div><dt>{when}</dt><dd><span class="mark {kind}">{mark}</span>'
-        f'<bdi class="answer">{shown}</bdi></dd></div>'
-    )
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    return "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in facts.items()
-    )
+    answers = []
+    for when, answer in (("before", row.before), ("after", row.after)):
+        right = is_right(answer, row.expected)
+        answers.append(AnswerLine(when, answer, right, "✓ right" if right else "✗ wrong"))
+    return card([(picture_uri(row.image_path), alt)], row.question, row.expected, answers)

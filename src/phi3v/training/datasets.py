@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -11,6 +12,7 @@ from phi3v.data.dataset import SupervisedDataset
 from phi3v.data.inspection import InspectionSettings
 from phi3v.data.options import MediaOptions
 from phi3v.data.processes import decided_by_first
+from phi3v.data.statistics import overview
 from phi3v.data.streaming import StreamedExamples, StreamPosition
 from phi3v.data.survey import Survey, survey_records
 from phi3v.data.survey_cache import load_survey, save_survey, survey_key
@@ -81,6 +83,14 @@ def stream_position(training: Phi3VTrainingArguments, checkpoint: str | None) ->
     )
 
 
+def overviews(
+    train_set: SupervisedDataset | StreamedExamples, eval_set: SupervisedDataset | None
+) -> dict[str, Any]:
+    """Collect the numbers about the records of both sets, where they were surveyed."""
+    sets = {"training": train_set, "validation": eval_set}
+    return {name: one.overview for name, one in sets.items() if one and one.overview}
+
+
 def media_options(data: DataArguments) -> MediaOptions:
     """Collect the flags about media."""
     return MediaOptions(
@@ -115,6 +125,7 @@ def _build(
         accept_bad = resumed and data.on_bad_record == "skip"
         survey = decided_by_first(lambda: find_survey(dataset, settings, accept_bad=accept_bad))
         _apply(dataset, survey, kind, data)
+        dataset.overview = overview(survey)
     return dataset
 
 

@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from phi3v.model.durable import MANIFEST, find_damage, is_sealed, write_text
 from phi3v.training.checkpoints import (
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.yaml"
 PARTS_FILE = "parts.json"
+DATA_FILE = "data.json"
+SUMMARY_FILE = "summary.json"
 _RESULTS = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -30,6 +34,8 @@ _RESULTS = (
     "model.safetensors.index.json",
     "config.json",
     PARTS_FILE,
+    DATA_FILE,
+    SUMMARY_FILE,
     STATE_FILE,
     MANIFEST,
 )
@@ -99,7 +105,7 @@ def _check_writable(folder: Path) -> None:
 
 def is_without_result(folder: Path) -> bool:
     """Say whether a folder holds a run of ours that was stopped before it had any result."""
-    results = set(_RESULTS) - {PARTS_FILE}
+    results = set(_RESULTS) - {PARTS_FILE, DATA_FILE}
     return (folder / RUN_FILE).is_file() and not any(
         path for pattern in results for path in folder.glob(pattern)
     )
@@ -152,9 +158,19 @@ def clear_earlier_run(folder: Path) -> list[str]:
     return sorted(path.name for path in results | checkpoints)
 
 
-def write_run_files(folder: Path, arguments: RunArguments, rows: list[Row]) -> None:
-    """Write the arguments and the table of parts; they mark the folder as a run of ours."""
+def write_run_files(
+    folder: Path, arguments: RunArguments, rows: list[Row], data: Mapping[str, Any]
+) -> None:
+    """Write the arguments and the table of parts; they mark the folder as a run of ours.
+
+    Args:
+        folder: Output folder.
+        arguments: As given.
+        rows: The table of parts.
+        data: Numbers about the training and the validation records.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / DATA_FILE, json.dumps(data, indent=2) + "\n")
     table = json.dumps([asdict(row) for row in rows], indent=2)
     write_text(folder / PARTS_FILE, table + "\n")
     write_text(folder / RUN_FILE, as_yaml(arguments))

@@ -1,11 +1,16 @@
 """The last words of a run: what it took, where the result lies, what to do next."""
 
+import platform
 import resource
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
+from phi3v import __version__
 from phi3v.model.loading import is_adapter_folder
 
 
@@ -16,25 +21,46 @@ def peak_memory_gb() -> tuple[str, float]:
     return "main memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def summarize(trainer: Any, folder: Path) -> str:
+def measure(trainer: Any) -> dict[str, Any]:
+    """Collect what a run took, ready for JSON; the memory is that of this process."""
+    places, real, supervised = trainer.tokens.read()
+    where, peak = peak_memory_gb()
+    return {
+        "steps": trainer.state.global_step,
+        "seconds": round(trainer.tokens.seconds, 1),
+        "tokens": real,
+        "supervised_tokens": supervised,
+        "padding": round(1 - real / places, 6) if places else 0.0,
+        "peak_memory_gb": round(peak, 3),
+        "memory_of": where,
+        "processes": trainer.args.world_size,
+        "versions": {
+            "phi3v": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": version("peft"),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def summarize(measured: Mapping[str, Any], folder: Path) -> str:
     """Write the summary of a finished run.
 
     Args:
-        trainer: The trainer after its last step.
+        measured: What it took.
         folder: Output folder.
 
     Returns:
-        Lines for the terminal; counts are those of this process.
+        Lines for the terminal.
     """
-    places, real, supervised = trainer.tokens.read()
-    where, peak = peak_memory_gb()
-    padding = 1 - real / places if places else 0.0
     lines = [
-        f"steps            {trainer.state.global_step:,}",
-        f"time             {trainer.tokens.seconds:,.1f} s",
-        f"tokens           {real:,}, {supervised:,} of them supervised",
-        f"padding          {padding:.1%} of the places computed",
-        f"peak memory      {peak:.2f} GB ({where})",
+        f"steps            {measured['steps']:,}",
+        f"time             {measured['seconds']:,.1f} s",
+        f"tokens           {measured['tokens']:,}, {measured['supervised_tokens']:,} of them "
+        "supervised",
+        f"padding          {measured['padding']:.1%} of the places computed",
+        f"peak memory      {measured['peak_memory_gb']:.2f} GB ({measured['memory_of']})",
         f"result           {folder}",
         f"next             phi3v generate --model-path {folder} --image-file PICTURE",
     ]

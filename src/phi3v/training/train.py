@@ -1,12 +1,11 @@
 """The command ``phi3v train``: from arguments to an output folder."""
 
+import json
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch.utils.data import Dataset
 from transformers import set_seed
 
@@ -19,96 +18,36 @@ from phi3v.data.processes import (
     quiet_unless_first,
     rank,
 )
+from phi3v.model.durable import write_text
 from phi3v.model.loading import (
-    choose_attention,
-    is_adapter_folder,
     load_config,
-    load_model,
     load_processor,
-    quantization_config,
 )
 from phi3v.training.activations import apply_activation_memory, apply_compiler, for_trainer
-from phi3v.training.adapters import add_adapters
-from phi3v.training.arguments import ModelArguments, Phi3VTrainingArguments
+from phi3v.training.arguments import Phi3VTrainingArguments
 from phi3v.training.batching import pack_training_set
+from phi3v.training.building import build_model, compute_dtype
 from phi3v.training.callbacks import SkipCounter
 from phi3v.training.checks import check_arguments
-from phi3v.training.datasets import build_datasets, stream_position
+from phi3v.training.datasets import build_datasets, overviews, stream_position
 from phi3v.training.flags import RunArguments, parse_arguments
 from phi3v.training.guard import STATUS_NOT_FINITE, NotFiniteError
 from phi3v.training.interruption import STATUS_INTERRUPTED, last_words
-from phi3v.training.output import choose_checkpoint, clear_earlier_run, write_run_files
+from phi3v.training.output import (
+    SUMMARY_FILE,
+    choose_checkpoint,
+    clear_earlier_run,
+    write_run_files,
+)
 from phi3v.training.parts import (
-    VISION_SIDE,
-    cast_parts,
     format_table,
-    freeze_parts,
-    plan_parts,
     table_of_parts,
 )
 from phi3v.training.processes import run_as_command
-from phi3v.training.summary import summarize
+from phi3v.training.summary import measure, summarize
 from phi3v.training.trainer import Phi3VTrainer
 
 logger = logging.getLogger(__name__)
-
-
-def compute_dtype(training: Phi3VTrainingArguments) -> torch.dtype:
-    """Return the type that matrix products run in."""
-    if training.bf16:
-        return torch.bfloat16
-    return torch.float16 if training.fp16 else torch.float32
-
-
-def build_model(arguments: RunArguments) -> Any:
-    """Load the base, wrap it where adapters are asked for, and freeze what does not train.
-
-    Returns:
-        A ``Phi3VForCausalLM`` or a ``PeftModel``, trainable exactly as the flags say.
-    """
-    model_args, lora, _, training, _ = arguments
-    dtype = compute_dtype(training)
-    if is_adapter_folder(model_args.model_id):
-        raise ValueError(
-            f"--model_id {model_args.model_id} is an adapter folder; merge it first with phi3v "
-            "merge, or name its base and pass the folder as --lora_weight_path"
-        )
-    quantization = None
-    if model_args.bits != 16:
-        quantization = quantization_config(
-            4 if model_args.bits == 4 else 8,
-            quant_type=model_args.quant_type,
-            double_quant=model_args.double_quant,
-            compute_dtype=dtype,
-        )
-    model = load_model(
-        model_args.model_id,
-        dtype=dtype,
-        attn_implementation=_attention(model_args, dtype),
-        quantization=quantization,
-    )
-    if Path(model_args.model_id).is_dir():
-        # An adapter folder must find its base from anywhere.
-        model.config._name_or_path = model.name_or_path = str(Path(model_args.model_id).resolve())
-    plan = plan_parts(model_args, lora)
-    base = model
-    if lora.lora_enable:
-        # All ranks must draw the same adapters.
-        set_seed(training.seed)
-        model = add_adapters(model, plan, lora)
-    freeze_parts(model, plan, bias=lora.lora_bias)
-    cast_parts(model, dtype)
-    trains_vision = any(plan.of(part) != "frozen" for part in VISION_SIDE)
-    base.model.link_vision_without_images = trains_vision or training.world_size > 1
-    return model
-
-
-def _attention(model_args: ModelArguments, dtype: torch.dtype) -> str:
-    if model_args.attn_implementation:
-        return model_args.attn_implementation
-    if model_args.disable_flash_attn2:
-        logger.warning("--disable_flash_attn2: attention runs on SDPA")
-    return choose_attention(dtype, disable_flash_attn2=model_args.disable_flash_attn2)
 
 
 def run(arguments: RunArguments) -> Phi3VTrainer:
@@ -132,7 +71,10 @@ def run(arguments: RunArguments) -> Phi3VTrainer:
         trainer.save_result(compute_dtype(arguments.training))
     trainer.tokens.sum_over_processes(trainer.accelerator)
     if trainer.is_world_process_zero():
-        print(summarize(trainer, Path(str(trainer.args.output_dir))), flush=True)
+        folder = Path(str(trainer.args.output_dir))
+        measured = measure(trainer)
+        write_text(folder / SUMMARY_FILE, json.dumps(measured, indent=2) + "\n")
+        print(summarize(measured, folder), flush=True)
     return trainer
 
 
@@ -165,6 +107,7 @@ def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
         seed=training.seed if training.data_seed is None else training.data_seed,
         position=stream_position(training, checkpoint) if data.streaming else None,
     )
+    found = overviews(train_set, eval_set)
     skips = None
     if data.on_bad_record == "skip":
         skips = SkipCounter(data.max_bad_records, train_set.num_bad_records)
@@ -196,7 +139,7 @@ def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
         if checkpoint is None:
             for name in clear_earlier_run(folder):
                 logger.warning("removed %s of the earlier run", name)
-        write_run_files(folder, arguments, rows)
+        write_run_files(folder, arguments, rows, found)
         print(format_table(rows), flush=True)
     return trainer, checkpoint
 

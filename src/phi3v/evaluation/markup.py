@@ -1,4 +1,4 @@
-"""Text and pictures made safe to embed in the demo's page."""
+"""Text and pictures made safe to embed in a page."""
 
 import base64
 import html
@@ -23,9 +23,13 @@ def escape(text: str) -> str:
 def picture_uri(path: Path) -> str:
     """Give a picture as a `data:` URI.
 
-    It is re-encoded as PNG, so that nothing but its pixels reaches the page.
+    It is encoded again, JPEG as JPEG and all else as PNG, so that nothing but its pixels reaches
+    the page.
     """
     buffer = io.BytesIO()
     with Image.open(path) as image:
-        image.convert("L" if image.mode == "L" else "RGB").save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+        kind = "JPEG" if image.format == "JPEG" else "PNG"
+        pixels = image.convert("L" if image.mode == "L" else "RGB")
+        pixels.save(buffer, kind, optimize=True)
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:image/{kind.lower()};base64,{encoded}"
