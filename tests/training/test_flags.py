@@ -70,6 +70,7 @@ OUR_FLAGS = {
     *("overwrite_output_dir", "vision_lr", "projector_lr", "logging_dir"),
     *("early_stopping_patience", "activation_memory", "save_on_signal", "on_nonfinite"),
     "fuse_elementwise",
+    "resume_with_changes",
     *("padding_free", "packing", "pack_tokens", "share_images", "max_branches"),
 }
 

@@ -187,6 +187,13 @@ class Phi3VTrainingArguments(TrainingArguments):
             "needs --load_best_model_at_end."
         },
     )
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={
+            "help": "Resume although training records or decisive flags differ from those of the "
+            "checkpoint; learning rates and optimizer stay those of the checkpoint."
+        },
+    )
     save_on_signal: bool = field(
         default=True,
         metadata={

@@ -166,6 +166,8 @@ def _check_library_settings(data: DataArguments, training: Phi3VTrainingArgument
         raise ValueError("--early_stopping_patience needs --load_best_model_at_end True")
     if patience is not None and patience < 1:
         raise ValueError(f"--early_stopping_patience is {patience}, expected at least 1")
+    if training.enable_jit_checkpoint:
+        raise ValueError("--enable_jit_checkpoint: --save_on_signal does this; leave it out")
     if training.on_nonfinite == "skip" and (training.deepspeed or training.fp16):
         flag = "--deepspeed" if training.deepspeed else "--fp16"
         raise ValueError(

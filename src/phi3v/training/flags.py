@@ -41,7 +41,7 @@ RENAMED = {
     "torchdynamo": None,
     "past_index": None,
 }
-_NOT_KEPT = {"resume_from_checkpoint", "overwrite_output_dir"}
+_NOT_KEPT = {"resume_from_checkpoint", "overwrite_output_dir", "resume_with_changes"}
 _WHY_DROPPED = {
     "lazy_preprocess": "records are always read lazily",
     "cache_dir": "set HF_HOME to choose the cache folder",

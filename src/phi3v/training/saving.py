@@ -1,5 +1,6 @@
 """How a run is saved: checkpoints and the result appear whole, in our form."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from phi3v.model.durable import sync_folder
+from phi3v.model.durable import sync_folder, write_text
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.model.saving import save_checkpoint
 from phi3v.training.adapters import is_wrapped, save_adapter
@@ -21,6 +22,7 @@ from phi3v.training.checkpoints import (
     result_aside,
     start_writing,
 )
+from phi3v.training.facts import FACTS_FILE
 from phi3v.training.sharding import frozen_copies
 
 
@@ -30,13 +32,17 @@ class SavingTrainer(Trainer):
     Args:
         base_folder: Folder or hub id of the base model; its code files are carried along.
         processor: Written beside every checkpoint.
+        facts: What the run is made of; written into every checkpoint.
         **kwargs: Those of ``transformers.Trainer``.
     """
 
-    def __init__(self, *, base_folder: str, processor: Phi3VProcessor, **kwargs: Any) -> None:
+    def __init__(
+        self, *, base_folder: str, processor: Phi3VProcessor, facts: dict[str, Any], **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.base_folder = base_folder
         self.processor = processor
+        self.facts = facts
         self._result_dtype: torch.dtype | None = None
         self._is_saving = False
 
@@ -84,6 +90,8 @@ class SavingTrainer(Trainer):
                 self.state.best_model_checkpoint = str(folder / aside.name)
                 if self.args.should_save:
                     self.state.save_to_json(str(aside / STATE_FILE))
+            if self.args.should_save:
+                write_text(aside / FACTS_FILE, json.dumps(self.facts, indent=2) + "\n")
             if self.args.local_process_index == 0:
                 # Each machine brings what its processes wrote onto the disk.
                 sync_folder(aside)

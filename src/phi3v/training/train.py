@@ -30,6 +30,7 @@ from phi3v.training.building import build_model, compute_dtype
 from phi3v.training.callbacks import SkipCounter
 from phi3v.training.checks import check_arguments
 from phi3v.training.datasets import build_datasets, overviews, stream_position
+from phi3v.training.facts import settle_facts
 from phi3v.training.flags import RunArguments, parse_arguments
 from phi3v.training.guard import STATUS_NOT_FINITE, NotFiniteError
 from phi3v.training.interruption import STATUS_INTERRUPTED, last_words
@@ -108,6 +109,7 @@ def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
         position=stream_position(training, checkpoint) if data.streaming else None,
     )
     found = overviews(train_set, eval_set)
+    facts = decided_by_first(lambda: settle_facts(arguments, train_set, checkpoint))
     skips = None
     if data.on_bad_record == "skip":
         skips = SkipCounter(data.max_bad_records, train_set.num_bad_records)
@@ -134,6 +136,7 @@ def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
         ),
         processor=processor,
         skips=skips,
+        facts=facts,
     )
     if trainer.is_world_process_zero():
         if checkpoint is None:

@@ -29,6 +29,7 @@ class Phi3VTrainer(SavingTrainer):
         lora: Arguments of the adapters.
         processor: Written beside every checkpoint. The library does not get to see it: it would
             rewrite the stop ids of the model to those of the tokenizer.
+        facts: What the run is made of; written into every checkpoint.
         skips: Counts what is skipped; None where a bad record is an error.
         **kwargs: Those of ``transformers.Trainer``.
     """
@@ -41,10 +42,11 @@ class Phi3VTrainer(SavingTrainer):
         base_folder: str,
         lora: LoraArguments,
         processor: Phi3VProcessor,
+        facts: dict[str, Any],
         skips: SkipCounter | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(base_folder=base_folder, processor=processor, **kwargs)
+        super().__init__(base_folder=base_folder, processor=processor, facts=facts, **kwargs)
         self.lora = lora
         self.tokens = TokenCounter()
         self.skips = skips
