@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from fastapi import FastAPI
 
 from phi3v.inference.api import ApiSettings, add_api
@@ -55,3 +56,10 @@ def wait_until(condition: Any, seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < until, "it did not happen in time"
         time.sleep(0.01)
+
+
+def make_endless(model: Any) -> Any:
+    """Keep a model from ending its answers: no end of an answer is ever the likeliest token."""
+    with torch.no_grad():
+        model.lm_head.weight[model.config.stop_token_ids] = 0
+    return model

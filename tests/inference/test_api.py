@@ -10,7 +10,7 @@ import openai
 import pytest
 from PIL import Image
 from tests.data.clips import write_clip
-from tests.inference.serving import run_api, wait_until
+from tests.inference.serving import make_endless, run_api, wait_until
 
 from phi3v.inference.scheduling import Limits
 from phi3v.inference.service import Service
@@ -235,21 +235,29 @@ def test_fifty_clients_at_once_get_their_own_answers(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_generation_stops_when_the_client_leaves(url: str, service: Service, stream: bool) -> None:
-    body = {"model": "tiny", "messages": [user("Hm")], "max_tokens": 20000, "stream": stream}
-    body |= {"temperature": 1.0, "repetition_penalty": 1.3}
-    with httpx.Client() as http, pytest.raises(httpx.ReadTimeout):
-        with http.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=0.5) as reply:
-            for _ in reply.iter_raw():
-                if stream:
-                    raise httpx.ReadTimeout("enough")
-    wait_until(lambda: service.scheduler.counts()["running"] == 0)
+def test_generation_stops_when_the_client_leaves(
+    tiny_folder: Path, processor: Phi3VProcessor, stream: bool
+) -> None:
+    service = Service(make_endless(load_model(tiny_folder)), processor, "tiny")
+    body = {"model": "tiny", "messages": [user("Hm")], "max_tokens": 50000, "stream": stream}
+    with run_api(service) as url, httpx.Client() as http:
+        post = ("POST", f"{url}/v1/chat/completions")
+        with pytest.raises(httpx.ReadTimeout):
+            with http.stream(*post, json=body, timeout=2) as reply:
+                pieces = reply.iter_raw()
+                next(pieces)
+                wait_until(lambda: service.scheduler.counts()["running"] == 1)
+                raise httpx.ReadTimeout("enough of the stream")
+        wait_until(lambda: service.scheduler.counts()["running"] == 0)
 
 
-def test_a_full_line_is_told_with_a_time_to_retry(model: Any, processor: Phi3VProcessor) -> None:
+def test_a_full_line_is_told_with_a_time_to_retry(
+    tiny_folder: Path, processor: Phi3VProcessor
+) -> None:
     limits = Limits(max_batch_size=1, max_waiting=2)
+    model = make_endless(load_model(tiny_folder))
     service = Service(model, processor, "tiny", limits=limits)
-    body: dict[str, Any] = {"model": "tiny", "messages": [user("Hm")], "max_tokens": 3000}
+    body: dict[str, Any] = {"model": "tiny", "messages": [user("Hm")], "max_tokens": 30000}
     with run_api(service) as url, ThreadPoolExecutor(3) as pool:
         post = f"{url}/v1/chat/completions"
         waiting = []

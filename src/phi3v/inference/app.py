@@ -20,20 +20,6 @@ _CSS = (Path(__file__).parent / "app.css").read_text(encoding="utf-8")
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
 
-class QuestionBox(gr.MultimodalTextbox):
-    """A text box for questions that takes uploads, and no addresses to fetch."""
-
-    is_template = True
-
-    async def async_move_resource_to_block_cache(
-        self, url_or_file_path: str | Path | None
-    ) -> str | None:
-        """Keep an upload; the library would also fetch addresses that a browser sends."""
-        if "://" in str(url_or_file_path):
-            raise gr.Error("only uploaded files are taken")
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
-
-
 def mount_page(
     app: FastAPI,
     service: Service,
@@ -85,6 +71,21 @@ def _password_check(password: str) -> Any:
     return check
 
 
+def _refuse_addresses(box: gr.MultimodalTextbox) -> None:
+    """Keep the library from fetching addresses that a browser names instead of uploads.
+
+    On the instance, because Gradio writes a file beside the module for every derived class.
+    """
+    keep = box.async_move_resource_to_block_cache
+
+    async def keep_upload(path: str | Path | None) -> str | None:
+        if "://" in str(path):
+            raise gr.Error("only uploaded files are taken")
+        return await keep(path)
+
+    box.async_move_resource_to_block_cache = keep_upload  # type: ignore[assignment]  # another name of the argument
+
+
 class Page:
     """The page: what is on it, and what its buttons do.
 
@@ -115,10 +116,10 @@ class Page:
             self.chat = self._chat("Answers", "chat")
             self.base_chat = self._chat("Base model", "base-chat", visible=False)
         self.note = gr.HTML(status(""), elem_id="note")
-        self.box = QuestionBox(
+        self.box = gr.MultimodalTextbox(
             label="Question",
             show_label=False,
-            placeholder="Ask a question, and attach pictures or videos",
+            placeholder="Ask a question",
             file_count="multiple",
             file_types=["image", "video"],
             sources=["upload"],
@@ -128,6 +129,7 @@ class Page:
             autofocus=False,
             elem_id="question",
         )
+        _refuse_addresses(self.box)
         with gr.Row(elem_id="actions"):
             self.again = gr.Button("Regenerate", size="sm")
             self.clear = gr.Button("Clear", size="sm")
@@ -149,6 +151,7 @@ class Page:
             min_width=320,
             buttons=["copy"],
             feedback_options=None,
+            allow_file_downloads=False,
             placeholder="No question yet",
         )
 
@@ -180,7 +183,11 @@ class Page:
                 *("Frames per video", 1, max(2, frames), frames), "Spread over its length"
             )
         self.seed = gr.Number(
-            label="Seed", value=None, precision=0, info="Repeats drawn answers; empty: at random"
+            label="Seed",
+            value=-1,
+            minimum=-1,
+            precision=0,
+            info="The same number draws the same answer; -1 another",
         )
 
     def _connect(self) -> None:
@@ -192,7 +199,8 @@ class Page:
         repeated = self.again.click(self._ask_again, [self.talk, *settings], shown, **quiet)
         going: Any = [asked, repeated]
         self.box.stop(lambda: _box(View(Talk())), None, self.box, cancels=going, **quiet)
-        self.clear.click(self._clear, None, shown, cancels=going, **quiet)
+        for clear in (self.clear.click, self.chat.clear, self.base_chat.clear):
+            clear(self._clear, None, shown, cancels=going, **quiet)
         self.compare.change(self._show_base, [self.compare, self.talk], self.base_chat, **quiet)
         for control in (self.system, self.crops, self.frames):
             control.change(self._count, [self.talk, *settings], self.note, **quiet)
@@ -233,7 +241,7 @@ def _box(view: View) -> Any:
     if view.busy is None:
         return gr.skip()
     if view.busy:
-        return QuestionBox(value=None, submit_btn=False, stop_btn=True)
+        return gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
     if view.asked is None:
-        return QuestionBox(submit_btn=True, stop_btn=False)
-    return QuestionBox(value=dict(view.asked), submit_btn=True, stop_btn=False)
+        return gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
+    return gr.MultimodalTextbox(value=dict(view.asked), submit_btn=True, stop_btn=False)

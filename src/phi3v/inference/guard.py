@@ -21,6 +21,16 @@ _CLOSED = (
 )
 
 
+# A page of this server talks to this server alone: words of a model cannot call on others.
+_POLICY = {
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' "
+    "'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' "
+    "data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
 @dataclass(frozen=True)
 class Bounds:
     """Limits of requests.
@@ -184,6 +194,8 @@ class _Watch:
     async def send(self, message: Message) -> None:
         if self.refusal is None or self.started:
             self.started = True
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *_encode(_POLICY)]
             await self._send(message)
 
 
@@ -195,7 +207,11 @@ async def _send_refusal(send: Send, refusal: Refusal) -> None:
         {
             "type": "http.response.start",
             "status": refusal.status,
-            "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
+            "headers": _encode(headers),
         }
     )
     await send({"type": "http.response.body", "body": body})
+
+
+def _encode(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(key.encode(), value.encode()) for key, value in headers.items()]

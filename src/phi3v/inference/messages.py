@@ -159,7 +159,7 @@ def picture_sizes(upload: Upload, limits: MediaLimits) -> list[tuple[int, int]]:
             return [image_size(content, options=options)]
         choice = choose_frames(content, limits.max_num_frames, options=options)
     except ValueError as error:
-        raise ValueError(f"{upload.name}: {error}") from error
+        raise _in_plain_words(error, upload, content) from error
     return [choice.size] * len(choice.indices)
 
 
@@ -170,7 +170,13 @@ def _open(upload: Upload, limits: MediaLimits) -> list[Image.Image]:
             return [load_image(content, options=options)]
         return sample_frames(content, limits.max_num_frames, options=options)
     except ValueError as error:
-        raise ValueError(f"{upload.name}: {error}") from error
+        raise _in_plain_words(error, upload, content) from error
+
+
+def _in_plain_words(error: ValueError, upload: Upload, content: bytes) -> ValueError:
+    """Name the upload, and leave out the advice, which is for owners of data sets."""
+    found = str(error).partition(";")[0].replace(" that PIL can read", "")
+    return ValueError(found.replace(f"an embedded file of {len(content)} bytes", upload.name))
 
 
 def _clean(role: str, text: str) -> str:

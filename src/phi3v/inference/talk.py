@@ -25,8 +25,8 @@ class Exchange:
     answer: str = ""
     base_answer: str | None = None
 
-    def answered_by(self, adapted: bool) -> str:
-        """Return what a model said, or heard from the other if it was not asked itself."""
+    def heard_by(self, adapted: bool) -> str:
+        """Return the answer as a model remembers it; what it was not asked, the other said."""
         if adapted or self.base_answer is None:
             return self.answer
         return self.base_answer
@@ -49,7 +49,7 @@ class Talk:
         for place, exchange in enumerate(self.exchanges):
             messages.append(Message("user", (*exchange.uploads, exchange.text)))
             if place < len(self.exchanges) - 1:
-                messages.append(Message("assistant", (exchange.answered_by(adapted),)))
+                messages.append(Message("assistant", (exchange.heard_by(adapted),)))
         return messages
 
     def bubbles(self, *, adapted: bool = True) -> list[dict[str, Any]]:
@@ -60,7 +60,8 @@ class Talk:
             bubbles += [{"role": "user", "content": file} for file in files]
             if exchange.text:
                 bubbles.append({"role": "user", "content": exchange.text})
-            if answer := exchange.answered_by(adapted):
+            answer = exchange.answer if adapted else exchange.base_answer
+            if answer := "*not asked*" if answer is None else answer:
                 bubbles.append({"role": "assistant", "content": answer})
         return bubbles
 

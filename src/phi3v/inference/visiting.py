@@ -21,7 +21,7 @@ _SEEDS = 2**31
 class Choices:
     """Where the controls of the page stand, in their order there."""
 
-    system: str
+    system: str | None
     length: float
     temperature: float
     top_p: float
@@ -33,7 +33,7 @@ class Choices:
 
     def wish(self, *, adapted: bool = True) -> Wish:
         """Write the choices as a wish for an answer."""
-        seed = None if self.seed is None else int(self.seed) % _SEEDS
+        seed = None if self.seed is None or self.seed < 0 else int(self.seed) % _SEEDS
         sampling = RowSampling(self.temperature, self.top_p, self.penalty, seed)
         return Wish(int(self.length), sampling, (), adapted, int(self.crops), int(self.frames))
 
@@ -109,7 +109,9 @@ class Host:
         asked: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[View]:
         """Answer the last question of a talk, by both models in turn when they are compared."""
-        yield View(talk, busy=True)
+        if choices.compare:
+            talk.extend_answer(False, "")
+        yield View(talk, status("Waiting for the answer"), busy=True)
         try:
             for adapted in (True, False) if choices.compare else (True,):
                 async for note in self._listen(talk, adapted, choices):
@@ -132,14 +134,14 @@ class Host:
         scheduler, text = self._service.scheduler, ""
         talk.extend_answer(adapted, text)
         with scheduler.place():
-            messages = talk.messages(choices.system, adapted=adapted)
+            messages = talk.messages(choices.system or "", adapted=adapted)
             answer, num_tokens = await self._service.ask(messages, choices.wish(adapted=adapted))
+        limit = self._service.max_context
         try:
-            yield self._tell(num_tokens)
             async for piece in answer:
                 text += piece.text
                 talk.extend_answer(adapted, text)
-                yield self._tell(num_tokens + piece.num_tokens)
+                yield status(f"Answering: {num_tokens + piece.num_tokens:,} of {limit:,} tokens")
         finally:
             answer.cancel()
 
@@ -147,7 +149,7 @@ class Host:
         """Return a note with the tokens of the conversation, its last answer included."""
         if not talk.exchanges:
             return status("")
-        messages = talk.messages(choices.system)
+        messages = talk.messages(choices.system or "")
         try:
             tokens, of_pictures = await asyncio.to_thread(
                 self._service.count_tokens, messages, choices.wish()
@@ -156,9 +158,6 @@ class Host:
             return alert(str(error))
         encode = self._service.processor.tokenizer.encode
         tokens += len(encode(talk.exchanges[-1].answer, add_special_tokens=False))
-        return self._tell(tokens, of_pictures)
-
-    def _tell(self, tokens: int, of_pictures: int = 0) -> str:
         pictures = f", {of_pictures:,} of them for pictures" if of_pictures else ""
         limit = self._service.max_context
         return status(f"This conversation has {tokens:,} of {limit:,} tokens{pictures}")
@@ -171,5 +170,4 @@ def status(text: str) -> str:
 
 def alert(text: str) -> str:
     """Write a note that something is wrong."""
-    text = text[:1].upper() + text[1:]
     return f'<p role="alert" class="error">{html.escape(text)}</p>'
