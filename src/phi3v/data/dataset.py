@@ -121,15 +121,15 @@ class SupervisedDataset(ExampleMaker, Dataset[Example]):
 
         An example that is too long counts with the tokens up to its first answer.
         """
-        if self._lengths is not None:
-            return self._lengths.tolist()
-        lengths = []
-        for position in range(len(self)):
-            try:
-                lengths.append(len(self.layout(position).input_ids))
-            except SampleTooLong as error:
-                lengths.append(error.length)
-        return lengths
+        if self._lengths is None:
+            lengths = np.zeros(len(self), np.int32)
+            for position in range(len(self)):
+                try:
+                    lengths[position] = len(self.layout(position).input_ids)
+                except SampleTooLong as error:
+                    lengths[position] = error.length
+            self._lengths = lengths
+        return self._lengths.tolist()
 
     def apply_survey(self, survey: Survey) -> LeftOut:
         """Leave out what a survey found too long, and keep the lengths that it counted.

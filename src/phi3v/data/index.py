@@ -9,6 +9,7 @@ numbers of the malformed entries.
 """
 
 import hashlib
+import logging
 import os
 import struct
 import zlib
@@ -23,9 +24,12 @@ from phi3v.data.beside import hidden_places
 from phi3v.data.locking import locked
 from phi3v.data.scanning import Entry
 
+logger = logging.getLogger(__name__)
+
 _MAGIC = b"phi3vix1"
 _HEADER = struct.Struct("<8sQq32sBQQII")  # the fields of `_Header`, then the header's checksum
 _ENTRY = np.dtype([("start", "<u8"), ("size", "<u4"), ("line", "<u4")])
+_FIELDS = struct.Struct("<QII")  # of an entry, too
 _BLOCK = 1024
 _END_BYTES = 1 << 16
 
@@ -72,11 +76,10 @@ class Index:
             raise DamagedIndex(f"{path}: {error}") from error
         self._path = path
         self._checked = bytearray(len(self._sums))
-        self._entries = (
-            np.memmap(path, _ENTRY, "r", _HEADER.size, self._count)
-            if self._count
-            else np.empty(0, _ENTRY)
-        )
+        # Plain bytes: taking an entry off an array costs as much as parsing a record.
+        size = self._count * _ENTRY.itemsize
+        mapped = np.memmap(path, np.uint8, "r", _HEADER.size, size) if size else b""
+        self._entries = memoryview(mapped)  # type: ignore[arg-type]  # arrays are buffers
 
     def _read_header(self, file: BinaryIO, key: FileKey) -> None:
         raw = file.read(_HEADER.size)
@@ -111,11 +114,11 @@ class Index:
         """
         block = number // _BLOCK
         if not self._checked[block]:
-            entries = self._entries[block * _BLOCK : (block + 1) * _BLOCK]
-            if zlib.crc32(entries.tobytes()) != self._sums[block]:
+            size = _BLOCK * _ENTRY.itemsize
+            if zlib.crc32(self._entries[block * size : (block + 1) * size]) != self._sums[block]:
                 raise DamagedIndex(f"{self._path}: block {block} does not fit its checksum")
             self._checked[block] = 1
-        start, size, line = self._entries[number].item()
+        start, size, line = _FIELDS.unpack_from(self._entries, number * _ENTRY.itemsize)
         return start, start + size, line
 
 
@@ -146,31 +149,55 @@ def open_index(path: Path, key: FileKey, scan: Scan) -> Index:
                     return Index(place, key)
                 except DamagedIndex:
                     _build(path, key, place, scan)
+                if place != places[0]:
+                    logger.warning("%s: its folder refuses the index; it is in %s", path, place)
                 return Index(place, key)
         except OSError as error:
             refused = error
-    raise ValueError(f"{path}: its index can be written nowhere ({refused}); set XDG_CACHE_HOME")
+    logger.warning(
+        "%s: its index can be written nowhere (%s), so every process builds its own in memory; set "
+        "XDG_CACHE_HOME to a folder that can be written to",
+        path,
+        refused,
+    )
+    return _build_in_memory(path, key, scan)
 
 
 def _build(path: Path, key: FileKey, place: Path, scan: Scan) -> None:
-    """Scan a data file and write its index: aside, synced, then renamed."""
+    """Write an index: aside, synced, then renamed."""
     aside = place.with_name(f"{place.name}.{os.getpid()}")
     try:
-        with path.open("rb", buffering=0) as source, aside.open("wb") as target:
-            is_array, batches = scan(source)
-            target.write(bytes(_HEADER.size))
-            count, sums, malformed = _write_entries(target, batches)
-            tail = np.array(sums, "<u4").tobytes() + np.array(malformed, "<u8").tobytes()
-            target.write(tail)
-            fields = (key.size, key.mtime_ns, key.digest, is_array, count, len(malformed))
-            header = _HEADER.pack(_MAGIC, *fields, zlib.crc32(tail), 0)[:-4]
-            target.seek(0)
-            target.write(header + struct.pack("<I", zlib.crc32(header)))
+        with aside.open("wb") as target:
+            _write(target, path, key, scan)
             target.flush()
             os.fsync(target.fileno())
         aside.replace(place)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _build_in_memory(path: Path, key: FileKey, scan: Scan) -> Index:
+    descriptor = os.memfd_create("phi3v-index")
+    try:
+        with os.fdopen(descriptor, "wb", closefd=False) as target:
+            _write(target, path, key, scan)
+        return Index(Path(f"/proc/self/fd/{descriptor}"), key)
+    finally:
+        os.close(descriptor)  # the map stays
+
+
+def _write(target: BinaryIO, path: Path, key: FileKey, scan: Scan) -> None:
+    """Scan a data file and write its index."""
+    with path.open("rb", buffering=0) as source:
+        is_array, batches = scan(source)
+        target.write(bytes(_HEADER.size))
+        count, sums, malformed = _write_entries(target, batches)
+    tail = np.array(sums, "<u4").tobytes() + np.array(malformed, "<u8").tobytes()
+    target.write(tail)
+    fields = (key.size, key.mtime_ns, key.digest, is_array, count, len(malformed))
+    header = _HEADER.pack(_MAGIC, *fields, zlib.crc32(tail), 0)[:-4]
+    target.seek(0)
+    target.write(header + struct.pack("<I", zlib.crc32(header)))
 
 
 def _write_entries(
