@@ -15,31 +15,41 @@ from safetensors.torch import load_file
 from phi3v.training.checkpoints import checkpoints_of
 
 # What the interpreter reports before a file is opened, made, renamed or removed.
+_FAILED = 3
 _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 
 
-def survives(work: Callable[[], object], folder: Path, kill_at: int) -> bool:
+def survives(
+    work: Callable[[], object], folder: Path, kill_at: int, *, error: OSError | None = None
+) -> bool:
     """Do the work in a child that gets SIGKILL right before its step ``kill_at`` under a folder.
+
+    With an error, the step and all that follow fail by it instead.
 
     Returns:
         Whether the work was finished because it takes fewer steps.
     """
     child = os.fork()
     if child == 0:
-        kill_at_step(folder, kill_at)
+        kill_at_step(folder, kill_at, error)
         try:
             work()
+        except OSError:
+            os._exit(_FAILED)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    assert status in (0, signal.SIGKILL), status
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL if error is None else _FAILED), status
     return status == 0
 
 
-def kill_at_step(folder: Path, kill_at: int) -> None:
-    """Count the steps of this process on files under a folder, and end it before one of them."""
+def kill_at_step(folder: Path, kill_at: int, error: OSError | None = None) -> None:
+    """Count the steps of this process on files under a folder, and end it before one of them.
+
+    With an error, this step and all that follow fail by it instead.
+    """
     seen = 0
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
@@ -47,6 +57,8 @@ def kill_at_step(folder: Path, kill_at: int) -> None:
         if event not in _EVENTS or not str(args[0]).startswith(str(folder)):
             return
         seen += 1
+        if error is not None and seen >= kill_at:
+            raise error
         if seen == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 

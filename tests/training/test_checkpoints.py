@@ -47,15 +47,19 @@ def numbers(folder: Path) -> list[int]:
 
 
 def every_kill(
-    make: Callable[[Path], None], work: Callable[[Path], None], tmp_path: Path
+    make: Callable[[Path], None],
+    work: Callable[[Path], None],
+    tmp_path: Path,
+    error: OSError | None = None,
 ) -> list[Path]:
-    """Folders as the work leaves them when it is killed at each of its steps."""
+    """Folders as the work leaves them when it is killed, or fails, at each of its steps."""
     folders: list[Path] = []
     while True:
         folder = tmp_path / f"kill{len(folders)}"
         folder.mkdir()
         make(folder)
-        if survives(lambda folder=folder: work(folder), folder, len(folders) + 1):
+        step = len(folders) + 1
+        if survives(lambda folder=folder: work(folder), folder, step, error=error):
             assert len(folders) > 5
             return folders
         folders.append(folder)
@@ -77,6 +81,20 @@ def test_killed_while_writing_and_rotating_the_newest_whole_one_is_found(tmp_pat
         assert json.loads((Path(newest) / "trainer_state.json").read_text())["global_step"] >= 10
         assert not (folder / UNFINISHED).exists()
     assert found == {"checkpoint-10", "checkpoint-11"}
+
+
+def test_on_a_disk_that_fails_at_any_step_the_newest_whole_one_is_found(tmp_path: Path) -> None:
+    def work(folder: Path) -> None:
+        with explained(folder, folder / UNFINISHED / "checkpoint-9"):
+            write(folder, 9, limit=1)
+
+    found = set()
+    full = OSError(28, "No space left on device")
+    for folder in every_kill(lambda folder: write(folder, 8), work, tmp_path, full):
+        newest = choose_checkpoint(folder, "true", overwrite=False)
+        assert newest is not None
+        found.add(Path(newest).name)
+    assert found == {"checkpoint-8", "checkpoint-9"}
 
 
 def test_killed_while_a_checkpoint_is_replaced_one_of_both_is_there(tmp_path: Path) -> None:
@@ -169,11 +187,15 @@ def test_auto_resumes_or_starts_anew(tmp_path: Path) -> None:
         choose_checkpoint(tmp_path, "auto", overwrite=False)
 
 
-def test_failed_write_says_what_is_left(tmp_path: Path) -> None:
+def test_failed_write_says_what_is_left_and_gives_its_room_back(tmp_path: Path) -> None:
     write(tmp_path, 3)
+    aside = tmp_path / UNFINISHED / "checkpoint-4"
+    aside.mkdir(parents=True)
     with pytest.raises(OSError, match="checkpoint-4 could not.*No space.*checkpoint-3 is whole"):
-        with explained(tmp_path, "checkpoint-4"):
+        with explained(tmp_path, aside):
             raise OSError(28, "No space left on device")
+    assert not aside.exists()
+    gone = tmp_path / "gone"
     with pytest.raises(OSError, match="not there any more"):
-        with explained(tmp_path / "gone", "checkpoint-4"):
+        with explained(gone, gone / UNFINISHED / "checkpoint-4"):
             raise RuntimeError("file write failed")

@@ -18,6 +18,8 @@ UNFINISHED = "unfinished"
 STATE_FILE = "trainer_state.json"
 _RESULT = "result"
 _NAME = re.compile(r"checkpoint-(\d+)")
+# Less room than this in bytes is none.
+_FULL = 1 << 20
 # A folder without one of these is no model, so they come last.
 _CONFIGS = ("config.json", "adapter_config.json")
 
@@ -69,9 +71,18 @@ def _damage(checkpoint: Path) -> str | None:
 
 def start_writing(folder: Path, step: int) -> None:
     """Make room for a checkpoint; on the process that writes for all."""
-    unfinished = folder / UNFINISHED
-    unfinished.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(unfinished / f"checkpoint-{step}", ignore_errors=True)
+    _start(folder / UNFINISHED / f"checkpoint-{step}")
+
+
+def start_result(folder: Path) -> None:
+    """Make room for the result; on the process that writes for all."""
+    _start(result_aside(folder))
+
+
+def _start(aside: Path) -> None:
+    # The output folder is not made again: where a mount has gone, its place is somewhere else.
+    aside.parent.mkdir(exist_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def finish_writing(folder: Path, step: int, *, limit: int | None, best: str | None) -> Path:
@@ -120,8 +131,12 @@ def finish_result(folder: Path) -> None:
 
 
 @contextmanager
-def explained(folder: Path, what: str) -> Iterator[None]:
+def explained(folder: Path, aside: Path) -> Iterator[None]:
     """Turn the many ways in which libraries fail to write into one message.
+
+    Args:
+        folder: Output folder.
+        aside: What is being written; removed after a failure, as a full disk needs the room.
 
     Raises:
         OSError: The folder cannot be written; the message says what is left of the run.
@@ -129,17 +144,24 @@ def explained(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise OSError(f"{what} could not be written: {_reason(error, folder)}") from error
+        if not is_sealed(aside):
+            shutil.rmtree(aside, ignore_errors=True)
+        reason = _reason(error, folder)
+        raise OSError(f"{folder / aside.name} could not be written: {reason}") from error
 
 
 def _reason(error: Exception, folder: Path) -> str:
-    last = [path for path in checkpoints_of(folder) if is_sealed(path)]
-    left = f"{last[-1]} is whole" if last else "there is no earlier checkpoint"
+    cause = str(error).strip().splitlines()[0]
     try:
-        free = f"{shutil.disk_usage(folder).free / 1e9:.3g} GB are free in {folder}"
+        free = shutil.disk_usage(folder).free
     except OSError as missing:
-        return f"{error}. {folder} is not there any more ({missing.strerror})"
+        return f"{cause}; {folder} is not there any more ({missing.strerror})"
+    if free < _FULL:
+        cause = f"the disk is full ({cause})"
+    last = [path for path in checkpoints_of(folder) if is_sealed(path)]
+    if not last:
+        return f"{cause}. There is no earlier checkpoint"
     return (
-        f"{str(error).strip().splitlines()[0]} ({free}). {left}; make room and go on with "
-        "--resume_from_checkpoint true"
+        f"{cause}. {last[-1].name} is whole: once the folder can be written again, "
+        "--resume_from_checkpoint true goes on from it"
     )

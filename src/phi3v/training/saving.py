@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from phi3v.training.checkpoints import (
     finish_result,
     finish_writing,
     result_aside,
+    start_result,
     start_writing,
 )
 from phi3v.training.facts import FACTS_FILE
@@ -58,10 +58,10 @@ class SavingTrainer(Trainer):
                     parameter.data = parameter.data.to(dtype)
             self._result_dtype = dtype
         folder = Path(str(self.args.output_dir))
-        with explained(folder, "the result"):
-            aside = result_aside(folder)
+        aside = result_aside(folder)
+        with explained(folder, aside):
             if self.args.should_save:
-                shutil.rmtree(aside, ignore_errors=True)
+                start_result(folder)
             self.accelerator.wait_for_everyone()
             self.save_model(str(aside))
             self.accelerator.wait_for_everyone()
@@ -77,7 +77,7 @@ class SavingTrainer(Trainer):
         """Write the checkpoint aside as the library does; it gets its name when it is whole."""
         folder, step = Path(super()._get_output_dir(trial)), self.state.global_step
         aside = folder / UNFINISHED / f"checkpoint-{step}"
-        with explained(folder, aside.name):
+        with explained(folder, aside):
             if self.args.should_save:
                 start_writing(folder, step)
             self.accelerator.wait_for_everyone()
