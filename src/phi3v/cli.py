@@ -34,6 +34,7 @@ COMMANDS = {
     "merge": Command("phi3v.training.merge", "fold an adapter into its base model"),
     "evaluate": Command("phi3v.evaluation.evaluate", "score the answers of a model to a data set"),
     "report": Command("phi3v.evaluation.report", "write one page about a run and its scores"),
+    "card": Command("phi3v.evaluation.publish", "describe a checkpoint, and send it to the Hub"),
     "generate": Command("phi3v.inference.generate", "ask a model about pictures at the terminal"),
     "serve": Command("phi3v.inference.serve", "serve a page and an OpenAI-compatible API"),
     "demo": Command("phi3v.demo.run", "walk the whole path on real handwriting, on a CPU"),
