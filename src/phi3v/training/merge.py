@@ -99,7 +99,7 @@ def _base_folder(name: str) -> Path:
 
 def _merge_streaming(adapter: Adapter, base_folder: Path, target: Path) -> None:
     for file in weight_files(base_folder):
-        rewrite_weights(file, target / file.name, adapter.apply)
+        rewrite_weights(file, target / file.name, adapter.change_of)
     if unused := adapter.unused():
         raise ValueError(
             f"{len(unused)} weights of the adapter have no place in {base_folder}, first "
