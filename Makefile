@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Processes on a small machine fight for cores when each of them starts one thread per core.
 test check test-slow interop: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test check fix docs test-slow test-gpu interop setup clean
+.PHONY: demo test check fix docs test-slow test-gpu bench interop setup clean
 
 demo: $(READY)
 	$(BIN)/phi3v demo
@@ -45,10 +45,7 @@ test-slow: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
 
-# With vLLM too, which takes 3.4 GB.
-interop: $(READY)
-	$(BIN)/python tools/interop_env.py $(OTHERS) vllm
-	$(BIN)/python -m pytest -rs -m interop
+.PHONY: demo test check fix docs test-slow test-gpu bench interop setup clean
 
 # Hooks are a convenience: a checkout without git, or with a hooks path of its own, is set up without them.
 setup: $(READY)

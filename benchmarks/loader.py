@@ -92,7 +92,7 @@ def measure(arms: dict[str, Callable[[Path], Any]], paths: list[Path], rounds: i
     return times
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=1344)
@@ -100,7 +100,7 @@ def main() -> int:
     parser.add_argument("--num_crops", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--pictures", type=int, default=4)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     torch.set_num_threads(1)
     processor = Phi3VImageProcessor(num_crops=options.num_crops)
     with tempfile.TemporaryDirectory() as folder:
