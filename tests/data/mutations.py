@@ -66,9 +66,11 @@ def good_media(folder: Path) -> tuple[list[str], list[str]]:
 
 def good_record(number: int, pictures: list[str], clips: list[str], rng: random.Random) -> Any:
     """Make a record in a random spelling."""
-    spelling = rng.choice(("llava", "messages", "parts"))
+    spelling = rng.choice(("llava", "messages", "parts", "pairs", "question"))
     media = [("image", rng.choice(pictures)) for _ in range(rng.choice((0, 1, 1, 2, 3)))]
     media += [("video", rng.choice(clips)) for _ in range(rng.choice((0, 0, 0, 1)))]
+    if spelling in ("pairs", "question"):
+        return short_record(number, spelling, media, rng)
     turns: list[dict[str, Any]] = []
     names = ("from", "value") if spelling == "llava" else ("role", "content")
     roles = ("human", "gpt") if spelling == "llava" else ("user", "assistant")
@@ -93,6 +95,29 @@ def good_record(number: int, pictures: list[str], clips: list[str], rng: random.
             if paths:
                 record[kind] = paths[0] if len(paths) == 1 and rng.random() < 0.5 else paths
     return record
+
+
+def short_record(
+    number: int, spelling: str, media: list[tuple[str, str]], rng: random.Random
+) -> Any:
+    """Make a record of pairs, as in Microsoft's recipe, or of one question."""
+    named = {
+        key: [path for one, path in media if one == kind]
+        for kind, key in (("image", "images"), ("video", "videos"))
+        if any(one == kind for one, _ in media)
+    }
+    record: dict[str, Any] = {"id": f"r{number}"}
+    if spelling == "question":
+        question = {"question": f"What is {number}?", "answer": "A bus."}
+        return record | question | named
+    pairs: list[dict[str, Any]] = [
+        {"user": f"What is {number}, {pair}?", "assistant": "A bus."}
+        for pair in range(rng.randint(1, 3))
+    ]
+    if rng.random() < 0.5:
+        return record | {"texts": pairs} | named
+    rng.choice(pairs).update(named)
+    return record | {"conversations": pairs}
 
 
 def part(kind: str, path: str, rng: random.Random) -> dict[str, Any]:
@@ -124,7 +149,8 @@ def drop_node(record: Any, rng: random.Random) -> None:
 
 def rename_key(record: Any, rng: random.Random) -> None:
     container, key = rng.choice([one for one in nodes(record) if isinstance(one[0], dict)])
-    names = ("from", "value", "role", "content", "image", "video", "messages", "conversations", "x")
+    names = ("from", "value", "role", "content", "image", "video", "messages", "conversations")
+    names += ("images", "texts", "user", "assistant", "question", "answer", "answers", "x")
     container[rng.choice(names)] = container.pop(key)
 
 
