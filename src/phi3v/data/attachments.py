@@ -7,10 +7,12 @@ from pathlib import Path
 from PIL import Image
 
 from phi3v.data.media import load_image, sample_frames
+from phi3v.data.options import MediaOptions
 from phi3v.data.paths import MediaSource
 from phi3v.data.turns import MEDIA_TAG, MediaKind, Turn, expand_tags
 from phi3v.model.answers import Conversation
 
+_PUBLISHED = MediaOptions()
 VIDEO_SUFFIXES = (
     *(".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4"),
     *(".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"),
@@ -38,6 +40,7 @@ def attach(
     kind: MediaKind | None = None,
     max_num_frames: int = 10,
     image_folder: str | Path | None = None,
+    options: MediaOptions = _PUBLISHED,
 ) -> Attachment:
     """Open a picture or a video.
 
@@ -46,6 +49,7 @@ def attach(
         kind: None takes files with the suffix of a video for videos and all else for pictures.
         max_num_frames: Most frames of a video.
         image_folder: Folder of relative paths.
+        options: Which files may be opened, and how.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -56,10 +60,11 @@ def attach(
     if kind is None:
         suffix = "" if isinstance(source, bytes) else Path(source).suffix
         kind = "video" if suffix.lower() in VIDEO_SUFFIXES else "image"
+    name = f"embedded {kind}" if isinstance(source, bytes) else str(source)
     if kind == "image":
-        return Attachment(kind, str(source), (load_image(source, image_folder),))
-    frames = sample_frames(source, max_num_frames, image_folder=image_folder)
-    return Attachment(kind, str(source), tuple(frames))
+        return Attachment(kind, name, (load_image(source, image_folder, options),))
+    frames = sample_frames(source, max_num_frames, image_folder=image_folder, options=options)
+    return Attachment(kind, name, tuple(frames))
 
 
 def join_turns(turns: Sequence[Turn], attachments: Sequence[Attachment]) -> Conversation:

@@ -12,7 +12,7 @@ from transformers.utils.logging import tqdm
 from phi3v.data.check_report import print_findings, print_report
 from phi3v.data.histogram import draw_png
 from phi3v.data.inspection import Finding, InspectionSettings
-from phi3v.data.options import MAX_IMAGE_PIXELS, MediaOptions
+from phi3v.data.media_flags import add_media_flags, media_options
 from phi3v.data.records import RawRecords
 from phi3v.data.references import as_address
 from phi3v.data.sources import look, open_records
@@ -49,25 +49,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--show", type=int, default=5, help="records of each kind that are printed (%(default)s)")
     add_media_flags(parser)
     return parser
-
-
-def add_media_flags(parser: Any) -> None:
-    """Add the flags of `MediaOptions`."""
-    add = parser.add_argument
-    add("--exif_orientation", action="store_true", help="turn pictures upright by their EXIF tag")
-    add("--max_image_pixels", type=int, default=MAX_IMAGE_PIXELS,
-        help="refuse larger pictures (%(default)s)")  # fmt: skip
-    add("--allow_urls", action="store_true", help="fetch http and https addresses")
-    add("--allow_absolute_paths", action="store_true",
-        help="take absolute paths although --image_folder is given")  # fmt: skip
-    add("--jpeg_draft", action="store_true",
-        help="decode large JPEG photos smaller: faster, approximately the same pixels")  # fmt: skip
-
-
-def media_options(flags: Any) -> MediaOptions:
-    """Collect the flags of `add_media_flags`."""
-    given = vars(flags)
-    return MediaOptions(**{name: given[name] for name in asdict(MediaOptions()) if name in given})
 
 
 def main(argv: list[str]) -> int:

@@ -33,4 +33,4 @@ class MediaOptions:
 
     def __post_init__(self) -> None:
         if self.max_image_pixels < 1:
-            raise ValueError(f"max_image_pixels is {self.max_image_pixels}, expected at least 1")
+            raise ValueError(f"--max_image_pixels is {self.max_image_pixels}, expected at least 1")

@@ -12,6 +12,8 @@ from phi3v.data.records import Place, Record, Turn, describe_record, parse_recor
 from phi3v.data.sources import open_records
 from phi3v.model.answers import Conversation
 
+_PUBLISHED = MediaOptions()
+
 
 @dataclass(frozen=True)
 class Question:
@@ -152,6 +154,7 @@ def read_questions(
     image_folder: str | Path | None = None,
     system: str | None = None,
     may_repeat_ids: bool = False,
+    options: MediaOptions = _PUBLISHED,
 ) -> list[Question]:
     """Read and check all questions of a file, and that their media files exist.
 
@@ -160,6 +163,7 @@ def read_questions(
         image_folder: Folder of the media; None takes paths as they are.
         system: System turn for records that have none.
         may_repeat_ids: Several records may have the same id.
+        options: Which media may be opened.
 
     Raises:
         FileNotFoundError: The file or one of its media is missing.
@@ -177,18 +181,21 @@ def read_questions(
         seen[str(question.id)] = question
         for media in (media for turn in question.turns for media in turn.media):
             try:
-                locate(media.source, media.folder, MediaOptions())
+                locate(media.source, media.folder, options)
             except (ValueError, FileNotFoundError) as error:
                 raise type(error)(f"{question.name}: {error}") from None
     return questions
 
 
-def open_question(question: Question, *, max_num_frames: int = 10) -> Conversation:
+def open_question(
+    question: Question, *, max_num_frames: int = 10, options: MediaOptions = _PUBLISHED
+) -> Conversation:
     """Open the pictures and videos of a question.
 
     Args:
         question: What to ask.
         max_num_frames: Most frames of a video.
+        options: Which media may be opened, and how.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -198,7 +205,11 @@ def open_question(question: Question, *, max_num_frames: int = 10) -> Conversati
     try:
         opened = [
             attach(
-                one.source, kind=one.kind, image_folder=one.folder, max_num_frames=max_num_frames
+                one.source,
+                kind=one.kind,
+                image_folder=one.folder,
+                max_num_frames=max_num_frames,
+                options=options,
             )
             for one in media
         ]

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from phi3v.data.attachments import Attachment, attach, join_turns, place_tags
+from phi3v.data.options import MediaOptions
 from phi3v.data.turns import MEDIA_TAG, Turn
 from phi3v.inference.answers import stream_answer
 from phi3v.model.answers import Conversation, answer_batch
@@ -16,6 +17,8 @@ from phi3v.model.processing import IMAGE_TOKEN, Phi3VProcessor
 from phi3v.model.settings import GenerationSettings
 
 __all__ = ["ChatSession", "Conversation", "GenerationSettings", "answer_batch"]
+
+_PUBLISHED = MediaOptions()
 
 
 class ChatSession:
@@ -27,6 +30,7 @@ class ChatSession:
         system: Text of a system turn.
         max_num_frames: Most frames of a video.
         settings: How to choose the answers, unless `ask` says otherwise.
+        media_options: Which files may be opened, and how.
 
     Raises:
         ValueError: The system text holds a tag.
@@ -40,6 +44,7 @@ class ChatSession:
         *,
         max_num_frames: int = 10,
         settings: GenerationSettings | None = None,
+        media_options: MediaOptions = _PUBLISHED,
     ) -> None:
         if system and (found := MEDIA_TAG.search(system)):
             raise ValueError(f"the system text holds the tag {found.group()}; media belong in asks")
@@ -48,6 +53,7 @@ class ChatSession:
         self.system = system
         self.max_num_frames = max_num_frames
         self.settings = settings or GenerationSettings()
+        self.media_options = media_options
         self.clear()
 
     def clear(self) -> None:
@@ -87,9 +93,10 @@ class ChatSession:
                 raised before the first piece is asked for.
         """
         chosen = replace(self.settings, **settings)
-        added = [*attachments, *(attach(image, kind="image") for image in images)]
+        options, frames = self.media_options, self.max_num_frames
+        added = [*attachments, *(attach(one, kind="image", options=options) for one in images)]
         added += [
-            attach(video, kind="video", max_num_frames=self.max_num_frames) for video in videos
+            attach(one, kind="video", max_num_frames=frames, options=options) for one in videos
         ]
         conversation = self.conversation(text, added)
         pieces = stream_answer(self.model, self.processor, conversation, chosen)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from phi3v.data.attachments import Attachment, attach
+from phi3v.data.media_flags import add_media_flags, media_options
 from phi3v.data.questions import read_questions
 from phi3v.inference.chat import ChatSession, GenerationSettings
 from phi3v.inference.questions import answer_questions, prepare_output
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(asked, "video-file", nargs="+", action="extend", metavar="PATH", help="videos")
     add_flag(asked, "max-frames", type=int, default=10, help="most frames of a video (%(default)s)")
     add_flag(asked, "debug", action="store_true", help="show rendered prompts and token counts")
+    add_media_flags(parser.add_argument_group("the media"))
     answer = parser.add_argument_group("the answer")
     add_flag(answer, "max-new-tokens", type=int, default=500, help="most tokens (%(default)s)")
     add_flag(answer, "temperature", type=float, default=0.0,
@@ -89,6 +91,7 @@ def main(argv: list[str]) -> int:
         arguments.system,
         max_num_frames=arguments.max_frames,
         settings=settings,
+        media_options=media_options(arguments),
     )
     if arguments.prompt is None:
         Terminal(session, attachments, debug=arguments.debug).run()
@@ -120,9 +123,13 @@ def _check(arguments: argparse.Namespace) -> None:
 def open_attachments(arguments: argparse.Namespace) -> list[Attachment]:
     """Open the files of --image-file and --video-file, in the order given."""
     frames = arguments.max_frames
-    opened = [attach(path, max_num_frames=frames) for path in split_paths(arguments.image_file)]
+    options = media_options(arguments)
+    opened = [
+        attach(path, max_num_frames=frames, options=options)
+        for path in split_paths(arguments.image_file)
+    ]
     for path in split_paths(arguments.video_file):
-        opened.append(attach(path, kind="video", max_num_frames=frames))
+        opened.append(attach(path, kind="video", max_num_frames=frames, options=options))
     return opened
 
 
@@ -139,7 +146,10 @@ def _answer_file(
     arguments: argparse.Namespace, processor: Phi3VProcessor, settings: GenerationSettings
 ) -> int:
     folder = arguments.image_folder
-    questions = read_questions(arguments.input, image_folder=folder, system=arguments.system)
+    options = media_options(arguments)
+    questions = read_questions(
+        arguments.input, image_folder=folder, system=arguments.system, options=options
+    )
     done = prepare_output(arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
     missing = [question for question in questions if str(question.id) not in done]
     if missing:
@@ -150,6 +160,7 @@ def _answer_file(
             batch_size=arguments.batch_size or DEFAULT_BATCH_SIZE,
             settings=settings,
             max_num_frames=arguments.max_frames,
+            options=options,
         )
         mode = "w" if arguments.overwrite else "a"
         with open(arguments.output, mode, encoding="utf-8") as file:

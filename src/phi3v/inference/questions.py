@@ -8,10 +8,13 @@ from typing import Any
 
 from transformers.utils.logging import tqdm
 
+from phi3v.data.options import MediaOptions
 from phi3v.data.questions import Question, open_question
 from phi3v.model.answers import answer_batch
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.model.settings import GenerationSettings
+
+_PUBLISHED = MediaOptions()
 
 
 def prepare_output(path: str | Path, *, resume: bool, overwrite: bool) -> set[str]:
@@ -63,6 +66,7 @@ def answer_questions(
     batch_size: int = 1,
     settings: GenerationSettings | None = None,
     max_num_frames: int = 10,
+    options: MediaOptions = _PUBLISHED,
 ) -> Iterator[dict[str, Any]]:
     """Answer questions in batches and yield their lines of output, in order.
 
@@ -73,6 +77,7 @@ def answer_questions(
         batch_size: Questions that are answered together.
         settings: How to choose the answers.
         max_num_frames: Most frames of a video.
+        options: Which media may be opened, and how.
 
     Raises:
         ValueError: A picture or video cannot be read, or a prompt is too long; names the record.
@@ -81,7 +86,8 @@ def answer_questions(
         for start in range(0, len(questions), batch_size):
             batch = questions[start : start + batch_size]
             conversations = [
-                open_question(question, max_num_frames=max_num_frames) for question in batch
+                open_question(question, max_num_frames=max_num_frames, options=options)
+                for question in batch
             ]
             answers = answer_batch(model, processor, conversations, settings)
             for question, answer in zip(batch, answers, strict=True):

@@ -145,7 +145,12 @@ class Terminal:
         if not paths:
             raise ValueError(f"/{kind} needs the path of a file")
         for path in [paths] if Path(paths).is_file() else shlex.split(paths):
-            one = attach(path, kind=kind, max_num_frames=self.session.max_num_frames)
+            one = attach(
+                path,
+                kind=kind,
+                max_num_frames=self.session.max_num_frames,
+                options=self.session.media_options,
+            )
             description = self._describe(one)
             self.waiting.append(one)
             note(description)
