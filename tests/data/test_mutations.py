@@ -86,7 +86,7 @@ def check_records(seed: random.Random, folder: Path, processor: Phi3VProcessor, 
         for _ in range(seed.choice((1, 1, 2))):
             try:
                 seed.choice(MUTATORS)(records[index], seed)
-            except IndexError:  # nothing of that kind is left
+            except (IndexError, ValueError):  # nothing of that kind is left
                 pass
     if seed.random() < 0.5:
         path.write_text(json.dumps(records))
