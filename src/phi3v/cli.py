@@ -30,7 +30,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "check": Command("phi3v.data.check", "find bad records and count tokens before training"),
-    "train": Command("phi3v.training.train", "fine-tune a checkpoint on pictures, videos and text"),
+    "train": Command("phi3v.finetune", "fine-tune a checkpoint on pictures, videos and text"),
     "merge": Command("phi3v.training.merge", "fold an adapter into its base model"),
     "evaluate": Command("phi3v.evaluation.evaluate", "score the answers of a model to a data set"),
     "report": Command("phi3v.evaluation.report", "write one page about a run and its scores"),

@@ -58,6 +58,7 @@ SEED_DEFAULTS = {
 }
 # A flag is a promise: this list changes on purpose only.
 OUR_FLAGS = {
+    *("eval_generate", "eval_generate_samples", "eval_generate_tokens", "eval_metrics"),
     *("model_id", "bits", "double_quant", "quant_type", "attn_implementation"),
     *("disable_flash_attn2", "freeze_vision_tower", "freeze_llm", "tune_img_projector"),
     *("lora_enable", "vision_lora", "lora_rank", "lora_alpha", "lora_dropout", "lora_bias"),

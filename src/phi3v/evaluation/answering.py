@@ -56,6 +56,8 @@ def answer_share(
     batches: Sequence[Sequence[Question]],
     answering: Answering,
     keep: Callable[[list[dict[str, Any]]], object],
+    *,
+    shows_progress: bool = True,
 ) -> None:
     """Answer batches of questions and hand the answers on as they are made.
 
@@ -66,13 +68,15 @@ def answer_share(
         answering: How.
         keep: Called with the answers of every batch: id, answer, number of tokens, whether it is
             complete, seconds per question, and the same of the base under "base".
+        shows_progress: Draw a bar on a terminal.
 
     Raises:
         FileNotFoundError: A picture or video is missing.
         ValueError: One cannot be read, a prompt is too long, or the memory is too small; what was
             answered before has been handed on.
     """
-    with tqdm(total=sum(map(len, batches)), unit="question", disable=None) as progress:
+    disable = None if shows_progress else True
+    with tqdm(total=sum(map(len, batches)), unit="question", disable=disable) as progress:
         for batch in batches:
             conversations = [
                 open_question(one, max_num_frames=answering.max_num_frames) for one in batch

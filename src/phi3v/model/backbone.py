@@ -107,9 +107,10 @@ class Phi3VModel(Phi3VPreTrainedModel):
             ValueError: Number of places and of image tokens differ, or one of the two is missing.
         """
         if image_places is not None and pixel_values is not None and image_sizes is not None:
+            # In the order of the rows without pictures: under ZeRO-3 all ranks gather as they go.
+            embeds = self.embed_tokens(input_ids.clamp(min=0))
             features = self.vision_embed_tokens(pixel_values, image_sizes)
             self._check_places(image_places.numel(), features.shape[0])
-            embeds = self.embed_tokens(input_ids.clamp(min=0))
             flat = embeds.flatten(0, 1).index_copy(0, image_places, features.to(embeds.dtype))
             return self.embed_dropout(flat.view_as(embeds))
         places = (input_ids == self.config.image_token_id) | (input_ids < 0)

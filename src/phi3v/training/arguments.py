@@ -209,6 +209,26 @@ class Phi3VTrainingArguments(TrainingArguments):
             "every step."
         },
     )
+    eval_generate: bool = field(
+        default=False,
+        metadata={
+            "help": "Let the model answer validation questions at each evaluation, score the "
+            "answers, and show some. Evaluates at the start too, unless --eval_on_start is given."
+        },
+    )
+    eval_generate_samples: int = field(
+        default=64, metadata={"help": "With --eval_generate: questions, drawn once by --seed."}
+    )
+    eval_generate_tokens: int = field(
+        default=64, metadata={"help": "With --eval_generate: most tokens of an answer."}
+    )
+    eval_metrics: list[str] = field(
+        default_factory=lambda: ["auto"],
+        metadata={
+            "help": "With --eval_generate: metrics of phi3v evaluate, or auto; each can be the "
+            "--metric_for_best_model."
+        },
+    )
     prediction_loss_only: bool = field(
         default=True, metadata={"help": "Evaluation keeps the loss only."}
     )

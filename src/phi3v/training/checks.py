@@ -59,6 +59,7 @@ def check_arguments(
     _check_stack(model, lora, training)
     _check_ranges(lora, data)
     _check_library_settings(data, training)
+    _check_eval_generate(data, training)
     if not data.check_data and training.packing:
         raise ValueError(
             "--packing needs --check_data True: packs are planned from the lengths it counts"
@@ -185,6 +186,23 @@ def _check_library_settings(data: DataArguments, training: Phi3VTrainingArgument
             )
 
 
+def _check_eval_generate(data: DataArguments, training: Phi3VTrainingArguments) -> None:
+    if not training.eval_generate:
+        return
+    if not data.eval_data_path:
+        raise ValueError("--eval_generate needs --eval_data_path")
+    if training.eval_strategy == "no":
+        raise ValueError("--eval_generate contradicts --eval_strategy no; leave one of both out")
+    if training.fsdp:
+        raise ValueError(
+            "--eval_generate contradicts --fsdp: a model in shards cannot generate between two "
+            "steps; score the result by phi3v evaluate"
+        )
+    for flag in ("eval_generate_samples", "eval_generate_tokens"):
+        if getattr(training, flag) < 1:
+            raise ValueError(f"--{flag} is {getattr(training, flag)}, expected at least 1")
+
+
 def _idle_flags(
     model: ModelArguments, lora: LoraArguments, training: Phi3VTrainingArguments
 ) -> list[str]:
@@ -205,6 +223,14 @@ def _idle_flags(
         for name in ("lora_bias", "lora_init", "lora_preset", "num_lora_modules"):
             idle[name] = getattr(lora, name) != getattr(LoraArguments(), name)
             reasons[name] = "--lora_enable False"
+    if not training.eval_generate:
+        for name, default in (
+            ("eval_generate_samples", 64),
+            ("eval_generate_tokens", 64),
+            ("eval_metrics", ["auto"]),
+        ):
+            idle[name] = getattr(training, name) != default
+            reasons[name] = "--eval_generate False"
     return [
         f"--{name} has no effect with {reasons[name]}" for name, is_idle in idle.items() if is_idle
     ]

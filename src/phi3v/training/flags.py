@@ -84,6 +84,9 @@ def parse_arguments(argv: list[str]) -> tuple[RunArguments, list[str]]:
         words += ["--deepspeed", DEFAULT_CONFIG]
     if "eval_data_path" in given and "eval_strategy" not in given:
         words += ["--eval_strategy", "epoch"]
+    scores_answers = _is_true(_values(words).get("eval_generate", ["no"]))
+    if scores_answers and "eval_on_start" not in given:
+        words += ["--eval_on_start", "True"]
     words, more = _settle_processes(words)
     messages += more
     groups: Any = (ModelArguments, LoraArguments, DataArguments, Phi3VTrainingArguments)

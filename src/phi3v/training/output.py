@@ -150,6 +150,8 @@ def clear_earlier_run(folder: Path) -> list[str]:
         return []
     results = {path for pattern in _RESULTS for path in folder.glob(pattern)}
     checkpoints = {path for path in folder.glob("checkpoint-*") if path.is_dir()}
+    # What --eval_generate has left.
+    checkpoints |= {path for path in folder.glob("answers") if path.is_dir()}
     checkpoints |= {path for path in [folder / UNFINISHED] if path.is_dir()}
     for path in results:
         path.unlink()

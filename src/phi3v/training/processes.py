@@ -2,34 +2,11 @@
 
 import os
 import socket
-import sys
-from collections.abc import Callable
 
 from torch import distributed
 
-from phi3v.data.processes import USER_ERRORS
-
 # As in sysexits.h.
 STATUS_IO_ERROR = 74
-
-
-def run_as_command(name: str, main: Callable[[list[str]], int]) -> int:
-    """Run a command that was started as a module of its own, as launchers do.
-
-    Returns:
-        Exit status: 2 after an error of the user, 74 where a file cannot be read or written, 130
-            when interrupted; each is told in one line.
-    """
-    try:
-        return main(sys.argv[1:])
-    except (*USER_ERRORS, OSError) as error:
-        if os.environ.get("PHI3V_DEBUG") == "1":
-            raise
-        print(f"phi3v {name}: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, USER_ERRORS) else STATUS_IO_ERROR
-    except KeyboardInterrupt:
-        print(f"phi3v {name}: interrupted", file=sys.stderr)
-        return 130
 
 
 def connect_for_deepspeed(*, on_cpu: bool) -> None:

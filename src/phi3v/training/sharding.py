@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +112,33 @@ def frozen_copies(model: nn.Module) -> dict[str, torch.Tensor]:
 
     with deepspeed.zero.GatheredParameters(list(frozen.values())):
         return {name: parameter.detach().cpu().clone() for name, parameter in frozen.items()}
+
+
+@contextmanager
+def whole_model(engine: Any) -> Iterator[None]:
+    """Gather a model that ZeRO-3 shards on every process, and keep DeepSpeed from sharding it.
+
+    Generation calls the model under its adapters, which DeepSpeed's fetching in the order of the
+    last forward pass does not survive. All processes must enter and leave together. Does nothing
+    with other models.
+
+    Args:
+        engine: The model as the trainer wraps it.
+    """
+    offload = getattr(getattr(engine, "optimizer", None), "parameter_offload", None)
+    if offload is None:
+        yield
+        return
+    import deepspeed
+
+    parameters = list(engine.module.parameters())
+    with deepspeed.zero.GatheredParameters(parameters):
+        for parameter in parameters:
+            parameter.ds_active_sub_modules.clear()
+        for hook in [*offload.forward_hooks, *offload.backward_hooks]:
+            hook.remove()
+        offload.forward_hooks, offload.backward_hooks = [], []
+        try:
+            yield
+        finally:
+            offload._register_deepspeed_module(engine.module)

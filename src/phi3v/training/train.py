@@ -3,12 +3,15 @@
 import json
 import logging
 import os
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from torch.utils.data import Dataset
 from transformers import set_seed
 
+from phi3v.data.answered import AnswerScorer
 from phi3v.data.collator import Collator
 from phi3v.data.dataset import SupervisedDataset
 from phi3v.data.processes import (
@@ -23,6 +26,7 @@ from phi3v.model.loading import (
     load_config,
     load_processor,
 )
+from phi3v.model.processing import Phi3VProcessor
 from phi3v.training.activations import apply_activation_memory, apply_compiler, for_trainer
 from phi3v.training.arguments import Phi3VTrainingArguments
 from phi3v.training.batching import pack_training_set
@@ -44,15 +48,22 @@ from phi3v.training.parts import (
     format_table,
     table_of_parts,
 )
-from phi3v.training.processes import run_as_command
 from phi3v.training.summary import measure, summarize
 from phi3v.training.trainer import Phi3VTrainer
 
 logger = logging.getLogger(__name__)
 
 
-def run(arguments: RunArguments) -> Phi3VTrainer:
+# Makes what scores answers, of the validation set, the processor and the arguments.
+MakeScorer = Callable[[SupervisedDataset, Phi3VProcessor, RunArguments], AnswerScorer]
+
+
+def run(arguments: RunArguments, make_scorer: MakeScorer | None = None) -> Phi3VTrainer:
     """Train as the arguments say and write the output folder; no result if interrupted.
+
+    Args:
+        arguments: Of the run.
+        make_scorer: What ``--eval_generate`` scores answers with.
 
     Returns:
         The trainer after the last step, or after the one in which a signal stopped it.
@@ -64,7 +75,7 @@ def run(arguments: RunArguments) -> Phi3VTrainer:
         FileExistsError: The output folder is in use.
     """
     with one_voice():
-        trainer, checkpoint = prepare(arguments)
+        trainer, checkpoint = prepare(arguments, make_scorer)
     with trainer.stop_request:
         trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.is_interrupted:
@@ -79,7 +90,9 @@ def run(arguments: RunArguments) -> Phi3VTrainer:
     return trainer
 
 
-def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
+def prepare(
+    arguments: RunArguments, make_scorer: MakeScorer | None = None
+) -> tuple[Phi3VTrainer, str | None]:
     """Check everything, load model and data, and mark the output folder.
 
     Returns:
@@ -110,6 +123,11 @@ def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
     )
     found = overviews(train_set, eval_set)
     facts = decided_by_first(lambda: settle_facts(arguments, train_set, checkpoint))
+    scorer = None
+    if training.eval_generate and eval_set is not None:
+        if make_scorer is None:
+            raise ValueError("--eval_generate scores nothing here; start the run by phi3v train")
+        scorer = make_scorer(eval_set, processor, arguments)
     skips = None
     if data.on_bad_record == "skip":
         skips = SkipCounter(data.max_bad_records, train_set.num_bad_records)
@@ -137,6 +155,7 @@ def prepare(arguments: RunArguments) -> tuple[Phi3VTrainer, str | None]:
         processor=processor,
         skips=skips,
         facts=facts,
+        score_answers=scorer,
     )
     if trainer.is_world_process_zero():
         if checkpoint is None:
@@ -162,8 +181,22 @@ def use_one_gpu(training: Phi3VTrainingArguments) -> None:
         training._n_gpu = 1
 
 
-def main(argv: list[str]) -> int:
-    """Run ``phi3v train``."""
+def main(
+    argv: list[str],
+    *,
+    make_scorer: MakeScorer | None = None,
+    at_end: Callable[[Path], None] | None = None,
+) -> int:
+    """Run a training.
+
+    Args:
+        argv: Words behind ``phi3v train``.
+        make_scorer: What ``--eval_generate`` scores answers with.
+        at_end: Called on the first process with the folder of a finished run.
+
+    Returns:
+        Exit status.
+    """
     level = logging.WARNING if rank() == 0 else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
     with one_voice(), quiet_unless_first():
@@ -171,13 +204,15 @@ def main(argv: list[str]) -> int:
     for message in messages:
         logger.warning(message)
     try:
-        trainer = run(arguments)
+        trainer = run(arguments, make_scorer)
     except NotFiniteError as error:
         if rank() == 0:
             print(f"phi3v train: stopped: {error}", file=sys.stderr)
         return STATUS_NOT_FINITE
     disconnect()
     if not trainer.is_interrupted:
+        if rank() == 0 and at_end is not None:
+            at_end(Path(str(trainer.args.output_dir)))
         return 0
     if rank() == 0:
         folder = str(trainer.args.output_dir)
@@ -186,4 +221,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_as_command("train", main))
+    # Launchers start this module; the whole command, with what is above this room, is phi3v train.
+    sys.argv.insert(1, "train")
+    runpy.run_module("phi3v", run_name="__main__", alter_sys=True)

@@ -9,16 +9,19 @@ from transformers import EarlyStoppingCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
+from phi3v.data.answered import AnswerScorer
 from phi3v.data.collator import Collator
 from phi3v.data.packing import BalancedSampler, PackedDataset
 from phi3v.data.streaming import StreamedExamples
 from phi3v.model.processing import Phi3VProcessor
+from phi3v.training.answers import show_answers
 from phi3v.training.arguments import LoraArguments, Phi3VTrainingArguments
 from phi3v.training.callbacks import GradientCheck, ProgressBar, SkipCounter, TokenCounter
 from phi3v.training.guard import CurveWatch, NumericsGuard
 from phi3v.training.interruption import StopRequest, StopWhenAsked, shelter_workers
 from phi3v.training.optimizer import parameter_groups
 from phi3v.training.saving import SavingTrainer
+from phi3v.training.sharding import whole_model
 
 
 class Phi3VTrainer(SavingTrainer):
@@ -31,6 +34,7 @@ class Phi3VTrainer(SavingTrainer):
             rewrite the stop ids of the model to those of the tokenizer.
         facts: What the run is made of; written into every checkpoint.
         skips: Counts what is skipped; None where a bad record is an error.
+        score_answers: Scores generated answers at each evaluation; None for the loss alone.
         **kwargs: Those of ``transformers.Trainer``.
     """
 
@@ -44,12 +48,14 @@ class Phi3VTrainer(SavingTrainer):
         processor: Phi3VProcessor,
         facts: dict[str, Any],
         skips: SkipCounter | None = None,
+        score_answers: AnswerScorer | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(base_folder=base_folder, processor=processor, facts=facts, **kwargs)
         self.lora = lora
         self.tokens = TokenCounter()
         self.skips = skips
+        self.score_answers = score_answers
         self.stop_request = StopRequest(listens=self.args.save_on_signal)
         self._stop = StopWhenAsked(self.stop_request)
         folder = Path(str(self.args.output_dir))
@@ -180,7 +186,20 @@ class Phi3VTrainer(SavingTrainer):
         total, count = self.accelerator.reduce(self._eval_sums, reduction="sum").tolist()
         assert output.metrics is not None
         output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1)
+        if self.score_answers is not None:
+            scores = self._score(self.score_answers)
+            output.metrics.update({f"{metric_key_prefix}_{name}": v for name, v in scores.items()})
         return output
+
+    def _score(self, score_answers: AnswerScorer) -> dict[str, float]:
+        """Let the model answer, all processes together; the first one shows a few answers."""
+        with whole_model(self.model_wrapped), self.compute_loss_context_manager():
+            scores, shown = score_answers(
+                self.accelerator.unwrap_model(self.model), self.state.global_step
+            )
+        if self.is_world_process_zero():
+            show_answers(self.state.global_step, scores, shown, self.callback_handler.callbacks)
+        return scores
 
     @torch.no_grad()
     def prediction_step(
