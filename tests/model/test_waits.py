@@ -1,5 +1,6 @@
 """The host never waits for the device in a training step, and nothing below what trains is kept."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -195,3 +196,19 @@ def test_a_frozen_tower_keeps_nothing_beside_a_trained_projection(
     counts = saved_by_module(model, batch)
     assert "tower" not in counts
     assert counts["0"] > 0
+
+
+def test_gradients_come_in_one_order_with_and_without_pictures(
+    make_model: Any, processor: Any, pictures: Any
+) -> None:
+    """ZeRO-2 sums gradients as they come; processes with other batches must agree."""
+    orders = []
+    for kind in ("without padding", "text only"):
+        model, order = make_model().train(), list[str]()
+        model.model.link_vision_without_images = True
+        for name, one in model.named_parameters():
+            note = partial(lambda to, name, _: to.append(name), order, name)
+            one.register_post_accumulate_grad_hook(note)
+        model(**batches(processor, pictures)[kind]).loss.backward()
+        orders.append(order)
+    assert orders[0] == orders[1]
