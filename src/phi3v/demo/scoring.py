@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers.utils import logging
 
+from phi3v.data.questions import parse_question
+from phi3v.data.records import Place
 from phi3v.demo.digits import is_right
 from phi3v.demo.page import Score
-from phi3v.model.answers import Conversation, answer_batch
+from phi3v.evaluation.answering import Answering, answer_share
 from phi3v.model.loading import load_model, load_processor
 from phi3v.model.settings import GenerationSettings
 
@@ -33,25 +34,15 @@ def answer_all(folder: Path, records: Sequence[Mapping[str, Any]], image_folder:
     """
     with _no_progress_bar():
         model, processor = load_model(folder, dtype=torch.float32), load_processor(folder)
-    answers: Answers = {}
-    for start in range(0, len(records), BATCH):
-        batch = records[start : start + BATCH]
-        conversations = [
-            Conversation(
-                [
-                    {
-                        "role": "user",
-                        "content": question_of(record).replace("<image>", "<|image_1|>"),
-                    }
-                ],
-                [Image.open(image_folder / record["image"])],
-            )
-            for record in batch
-        ]
-        settings = GenerationSettings(max_new_tokens=6)
-        found = answer_batch(model, processor, conversations, settings)
-        answers |= {record["id"]: answer for record, answer in zip(batch, found, strict=True)}
-    return answers
+    questions = [
+        parse_question(record, Place("the demo's records", number), image_folder)
+        for number, record in enumerate(records)
+    ]
+    batches = [questions[start : start + BATCH] for start in range(0, len(questions), BATCH)]
+    answering = Answering(BATCH, GenerationSettings(max_new_tokens=6))
+    found: list[dict[str, Any]] = []
+    answer_share(model, processor, batches, answering, found.extend, shows_progress=False)
+    return {one["id"]: one["answer"] for one in found}
 
 
 @contextmanager
