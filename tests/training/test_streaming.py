@@ -10,7 +10,10 @@ from tests.training.conftest import Run
 from tests.training.launching import TORCHRUN, run_jobs
 from tests.training.test_resume import StopAfter
 
+from phi3v.data.dataset import SupervisedDataset
+from phi3v.model.loading import load_processor
 from phi3v.training.checks import check_arguments
+from phi3v.training.datasets import build_datasets
 from phi3v.training.flags import parse_arguments
 
 NEEDED = ["--model_id", "m", "--data_path", "d.jsonl", "--use_cpu", "--streaming"]
@@ -104,3 +107,17 @@ def test_hints_say_what_a_stream_leaves_out() -> None:
     plain = [word for word in NEEDED if word != "--streaming"]
     hints = check_arguments(*parse_arguments([*plain, "--shuffle_buffer", "5"])[0][:4])
     assert any("--shuffle_buffer has no effect" in hint for hint in hints)
+
+
+def test_a_mixture_says_what_each_source_gives(
+    flags: list[str], data_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mix = tmp_path / "mix.yaml"
+    source = {"path": str(data_folder / "data.json"), "image_folder": str(data_folder)}
+    mix.write_text(json.dumps([source | {"name": "whole"}, source | {"weight": 0.5}]))
+    words = [*flags, "--data_path", str(mix), "--output_dir", str(tmp_path / "out")]
+    arguments, _ = parse_arguments(words)
+    processor = load_processor(arguments.model.model_id, num_crops=2)
+    train_set, _ = build_datasets(arguments.data, processor)
+    assert isinstance(train_set, SupervisedDataset) and len(train_set.lengths()) == 12
+    assert f"training records: whole 8, {source['path']} 4" in caplog.text

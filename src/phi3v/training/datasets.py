@@ -10,6 +10,7 @@ from transformers.utils.logging import tqdm
 
 from phi3v.data.dataset import SupervisedDataset
 from phi3v.data.inspection import InspectionSettings
+from phi3v.data.joined import MixedRecords
 from phi3v.data.options import MediaOptions
 from phi3v.data.processes import decided_by_first
 from phi3v.data.statistics import overview
@@ -120,6 +121,9 @@ def _build(
         media_options=options,
         on_bad_record=data.on_bad_record,
     )
+    if isinstance(dataset.raw, MixedRecords):
+        shares = ", ".join(f"{name} {count:,}" for name, count in dataset.raw.shares)
+        logger.warning("%s records: %s", kind, shares)
     if data.check_data:
         settings = InspectionSettings(data.max_seq_length, data.max_num_frames, options)
         accept_bad = resumed and data.on_bad_record == "skip"
