@@ -45,7 +45,14 @@ test-slow: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
 
-.PHONY: demo test check fix docs test-slow test-gpu bench interop setup clean
+# With vLLM too, which takes 3.4 GB.
+interop: $(READY)
+	$(BIN)/python tools/interop_env.py $(OTHERS) vllm
+	$(BIN)/python -m pytest -rs -m interop
+
+# A quarter of an hour of CPU time; one table, one JSON file, plots.
+bench: $(READY)
+	$(BIN)/python -m benchmarks --out output/bench
 
 # Hooks are a convenience: a checkout without git, or with a hooks path of its own, is set up without them.
 setup: $(READY)
