@@ -119,7 +119,7 @@ def inspect_record(
     except (ValueError, OSError) as error:
         faults = [as_fault(error)]
     # All media are looked at, not only the first bad one.
-    faults = _media_faults(record, processor, settings) or faults
+    faults = _media_faults(record, processor, settings, headers_are_read=not faults) or faults
     if faults:
         messages = (
             str(one) if str(one).startswith(record.name) else f"{record.name}: {one}"
@@ -170,19 +170,28 @@ def _describe(
 
 
 def _media_faults(
-    record: Record, processor: Phi3VProcessor, settings: InspectionSettings
+    record: Record,
+    processor: Phi3VProcessor,
+    settings: InspectionSettings,
+    *,
+    headers_are_read: bool,
 ) -> list[Fault]:
     """List what is wrong with each medium of a record, not only with the first."""
     faults = []
     for one in dict.fromkeys(one for turn in record.turns for one in turn.media):
         try:
-            _open_medium(one, processor, settings)
+            file, _ = locate(one.source, one.folder, settings.media)
+            is_suspect = settings.deep or looks_truncated(file)
+            if is_suspect or not headers_are_read:
+                _open_medium(one, processor, settings, decode=is_suspect)
         except (ValueError, OSError) as error:
             faults.append(as_fault(error))
     return faults
 
 
-def _open_medium(one: Media, processor: Phi3VProcessor, settings: InspectionSettings) -> None:
+def _open_medium(
+    one: Media, processor: Phi3VProcessor, settings: InspectionSettings, *, decode: bool
+) -> None:
     folder, options = one.folder, settings.media
     if one.kind == "image":
         size = image_size(one.source, folder, options)
@@ -194,7 +203,7 @@ def _open_medium(one: Media, processor: Phi3VProcessor, settings: InspectionSett
         processor.image_processor.num_image_tokens(*size)
     except ValueError as error:
         raise Fault(f"{one.path}: {error}", "too thin") from error
-    if not settings.deep and not looks_truncated(locate(one.source, folder, options)[0]):
+    if not decode:
         return
     if one.kind == "image":
         decoded = load_image(one.source, folder, options).size
