@@ -30,6 +30,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "check": Command("phi3v.data.check", "find bad records and count tokens before training"),
+    "plan": Command("phi3v.training.plan", "say what a run will need before it starts"),
     "train": Command("phi3v.finetune", "fine-tune a checkpoint on pictures, videos and text"),
     "merge": Command("phi3v.training.merge", "fold an adapter into its base model"),
     "evaluate": Command("phi3v.evaluation.evaluate", "score the answers of a model to a data set"),

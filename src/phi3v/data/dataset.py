@@ -60,6 +60,8 @@ class SupervisedDataset(ExampleMaker, Dataset[Example]):
     Attributes:
         raw: The raw records.
         num_bad_records: Those that `apply_survey` has left out.
+        num_crops: Crops of each example with the global ones, once a survey was applied.
+        num_labels: Supervised tokens of each example, once a survey was applied.
 
     Raises:
         FileNotFoundError: If the data file or the image folder does not exist.
@@ -94,6 +96,8 @@ class SupervisedDataset(ExampleMaker, Dataset[Example]):
         self.raw: RawRecords = open_records(data_path, image_folder)
         self._kept: np.ndarray | None = None
         self._lengths: np.ndarray | None = None
+        self.num_crops: np.ndarray | None = None
+        self.num_labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.raw) if self._kept is None else len(self._kept)
@@ -155,6 +159,8 @@ class SupervisedDataset(ExampleMaker, Dataset[Example]):
         if not good.all():
             self._kept = np.flatnonzero(good)
         self._lengths = survey.lengths[good].astype(np.int32)
+        self.num_crops = (survey.num_crops + survey.num_pictures)[good].astype(np.int32)
+        self.num_labels = survey.num_supervised[good].astype(np.int32)
         return LeftOut(
             num_bad_records=len(bad),
             num_too_long=int((~good).sum()) - len(bad),

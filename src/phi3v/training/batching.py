@@ -1,6 +1,7 @@
-"""From the flags to packs of the training set."""
+"""From the flags to packs of the training set, and the largest batch of a run."""
 
 import logging
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,6 +13,15 @@ from phi3v.model.cost import forward_cost
 from phi3v.training.arguments import Phi3VTrainingArguments
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The largest batch of a run: its tokens, labels and crops, the global ones too."""
+
+    tokens: int
+    labels: int
+    crops: int
 
 
 def pack_training_set(
@@ -50,3 +60,23 @@ def pack_training_set(
         lengths.sum() - tokens.sum(),
     )
     return PackedDataset(dataset, packs, groups, costs=costs, tokens=packs.sums(tokens))
+
+
+def largest_batch(
+    dataset: SupervisedDataset, packs: PackedDataset | None, training: Phi3VTrainingArguments
+) -> Batch:
+    """Bound the batches of a run by its longest sample, or its fullest pack.
+
+    Args:
+        dataset: Training set, after its survey.
+        packs: Its packs, if there are any.
+        training: Gives the size of a batch.
+    """
+    assert dataset.num_crops is not None and dataset.num_labels is not None
+    lengths, size = np.array(dataset.lengths()), training.per_device_train_batch_size
+    if packs is None:
+        crops, labels = dataset.num_crops.max(), dataset.num_labels.max()
+        return Batch(int(lengths.max()) * size, int(labels) * size, int(crops) * size)
+    tokens = int(packs.tokens.max()) * size
+    # No mixture of documents has more crops a token than the one with most.
+    return Batch(tokens, tokens, int(tokens * (dataset.num_crops / lengths).max()))

@@ -26,6 +26,7 @@ RUN_FILE = "run.yaml"
 PARTS_FILE = "parts.json"
 DATA_FILE = "data.json"
 SUMMARY_FILE = "summary.json"
+PLAN_FILE = "plan.json"
 _RESULTS = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -36,6 +37,7 @@ _RESULTS = (
     PARTS_FILE,
     DATA_FILE,
     SUMMARY_FILE,
+    PLAN_FILE,
     STATE_FILE,
     MANIFEST,
 )
@@ -105,7 +107,7 @@ def _check_writable(folder: Path) -> None:
 
 def is_without_result(folder: Path) -> bool:
     """Say whether a folder holds a run of ours that was stopped before it had any result."""
-    results = set(_RESULTS) - {PARTS_FILE, DATA_FILE}
+    results = set(_RESULTS) - {PARTS_FILE, DATA_FILE, PLAN_FILE}
     return (folder / RUN_FILE).is_file() and not any(
         path for pattern in results for path in folder.glob(pattern)
     )

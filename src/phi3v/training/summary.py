@@ -1,5 +1,6 @@
 """The last words of a run: what it took, where the result lies, what to do next."""
 
+import json
 import platform
 import resource
 from collections.abc import Mapping
@@ -21,8 +22,14 @@ def peak_memory_gb() -> tuple[str, float]:
     return "main memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def measure(trainer: Any) -> dict[str, Any]:
-    """Collect what a run took, ready for JSON; the memory is that of this process."""
+def measure(trainer: Any, plan_file: Path) -> dict[str, Any]:
+    """Collect what a run took, ready for JSON; the memory is that of this process.
+
+    Args:
+        trainer: After its last step.
+        plan_file: What was predicted before the first step, if it could be.
+    """
+    plan = json.loads(plan_file.read_text(encoding="utf-8")) if plan_file.is_file() else {}
     places, real, supervised = trainer.tokens.read()
     where, peak = peak_memory_gb()
     return {
@@ -33,6 +40,7 @@ def measure(trainer: Any) -> dict[str, Any]:
         "padding": round(1 - real / places, 6) if places else 0.0,
         "peak_memory_gb": round(peak, 3),
         "memory_of": where,
+        "predicted_memory_gb": plan.get("peak_memory_gb"),
         "processes": trainer.args.world_size,
         "versions": {
             "phi3v": __version__,
@@ -60,7 +68,8 @@ def summarize(measured: Mapping[str, Any], folder: Path) -> str:
         f"tokens           {measured['tokens']:,}, {measured['supervised_tokens']:,} of them "
         "supervised",
         f"padding          {measured['padding']:.1%} of the places computed",
-        f"peak memory      {measured['peak_memory_gb']:.2f} GB ({measured['memory_of']})",
+        f"peak memory      {measured['peak_memory_gb']:.2f} GB ({measured['memory_of']})"
+        f"{_predicted(measured)}",
         f"result           {folder}",
         f"next             phi3v generate --model-path {folder} --image-file PICTURE",
     ]
@@ -69,3 +78,11 @@ def summarize(measured: Mapping[str, Any], folder: Path) -> str:
             f"                 phi3v merge --model-path {folder} --save-model-path {folder}-merged"
         )
     return "\n".join(lines)
+
+
+def _predicted(measured: Mapping[str, Any]) -> str:
+    predicted = measured.get("predicted_memory_gb")
+    if predicted is None:
+        return ""
+    beside = "" if measured["memory_of"] == "GPU" else " for the model; the rest is the libraries'"
+    return f", predicted {predicted:.2f} GB{beside}"

@@ -29,16 +29,18 @@ from phi3v.model.loading import (
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.training.activations import apply_activation_memory, apply_compiler, for_trainer
 from phi3v.training.arguments import Phi3VTrainingArguments
-from phi3v.training.batching import pack_training_set
+from phi3v.training.batching import largest_batch, pack_training_set
 from phi3v.training.building import build_model, compute_dtype
 from phi3v.training.callbacks import SkipCounter
 from phi3v.training.checks import check_arguments
 from phi3v.training.datasets import build_datasets, overviews, stream_position
+from phi3v.training.estimate import predict
 from phi3v.training.facts import settle_facts
 from phi3v.training.flags import RunArguments, parse_arguments
 from phi3v.training.guard import STATUS_NOT_FINITE, NotFiniteError
 from phi3v.training.interruption import STATUS_INTERRUPTED, last_words
 from phi3v.training.output import (
+    PLAN_FILE,
     SUMMARY_FILE,
     choose_checkpoint,
     clear_earlier_run,
@@ -84,7 +86,7 @@ def run(arguments: RunArguments, make_scorer: MakeScorer | None = None) -> Phi3V
     trainer.tokens.sum_over_processes(trainer.accelerator)
     if trainer.is_world_process_zero():
         folder = Path(str(trainer.args.output_dir))
-        measured = measure(trainer)
+        measured = measure(trainer, folder / PLAN_FILE)
         write_text(folder / SUMMARY_FILE, json.dumps(measured, indent=2) + "\n")
         print(summarize(measured, folder), flush=True)
     return trainer
@@ -131,13 +133,18 @@ def prepare(
     skips = None
     if data.on_bad_record == "skip":
         skips = SkipCounter(data.max_bad_records, train_set.num_bad_records)
+    surveyed = train_set if isinstance(train_set, SupervisedDataset) else None
+    packs = None
     if training.packing:
         if "per_device_train_batch_size" not in arguments.given:
             training.per_device_train_batch_size = 1
-        assert isinstance(train_set, SupervisedDataset)
-        train_set = pack_training_set(train_set, config, training)
+        assert surveyed is not None
+        train_set = packs = pack_training_set(surveyed, config, training)
     model = build_model(arguments)
-    apply_activation_memory(arguments, model, config, train_set)
+    regime = apply_activation_memory(arguments, model, config, train_set)
+    plan = None
+    if surveyed is not None and surveyed.num_crops is not None:
+        plan = predict(model, arguments, largest_batch(surveyed, packs, training), regime)
     apply_compiler(model, training)
     rows = table_of_parts(model, training, lora)
     trainer = Phi3VTrainer(
@@ -162,6 +169,8 @@ def prepare(
             for name in clear_earlier_run(folder):
                 logger.warning("removed %s of the earlier run", name)
         write_run_files(folder, arguments, rows, found)
+        if plan is not None:
+            write_text(folder / PLAN_FILE, json.dumps(plan, indent=2) + "\n")
         print(format_table(rows), flush=True)
     return trainer, checkpoint
 

@@ -1,0 +1,64 @@
+"""The table of ``phi3v plan``, for a terminal of 80 columns."""
+
+from typing import Any
+
+from phi3v.training.activations import REGIMES
+from phi3v.training.strategies import STRATEGIES
+
+
+def format_plan(plan: dict[str, Any]) -> str:
+    """Lay a plan out; see ``phi3v.training.plan.make_plan`` for its keys."""
+    gpu, batch = plan["gpu"], plan["batch"]
+    own = plan["memory"][plan["strategy"]]
+    kept = ", ".join(f"{regime} {_gb(own[regime]['activations'])}" for regime in REGIMES)
+    lines = [
+        plan["table"],
+        "",
+        f"largest batch    {batch['tokens']:,} tokens, {batch['crops']} crops",
+        f"layers keep      {kept} GB (--activation_memory)",
+        f"logits, a chunk  {_gb(own['none']['logits'])} GB",
+        f"vision tower     {_gb(own['none']['vision'])} GB while it runs, before the decoder",
+        "",
+        f"GB on each of {gpu['count']} x {gpu['memory'] / 1e9:.0f} GB, of which "
+        f"{gpu['room'] / 1e9:.1f} are planned with; ! does not fit",
+        f"{'':<15}{'':>9}{'':>10}{'optimizer':>10}   in all, layers keep",
+        f"{'':<15}{'weights':>9}{'gradients':>10}{'states':>10}"
+        + "".join(f"{regime:>11}" for regime in REGIMES),
+    ]
+    for name, regimes in plan["memory"].items():
+        one = regimes["none"]
+        totals = [regimes[regime]["total"] for regime in REGIMES]
+        marked = (f"{_gb(total)}{'!' if total > gpu['room'] else ' '}" for total in totals)
+        lines.append(
+            f"{STRATEGIES[name].name:<15}{_gb(one['weights']):>9}{_gb(one['gradients']):>10}"
+            f"{_gb(one['states']):>10}" + "".join(f"{text:>11}" for text in marked)
+        )
+    return "\n".join([*lines, "", *_last_lines(plan)])
+
+
+def _last_lines(plan: dict[str, Any]) -> list[str]:
+    choice, epoch, gpu = plan["proposal"], plan["epoch"], plan["gpu"]
+    if choice["strategy"] is None:
+        proposal = "none fits: take LoRA, --bits 4, fewer crops, shorter samples or more GPUs"
+    else:
+        name = STRATEGIES[choice["strategy"]].name
+        proposal = f"{name}, --activation_memory {choice['regime']}"
+        if choice["tokens"]:
+            proposal += f"\n{'':<17}with batches of up to {choice['tokens']:,} tokens"
+    return [
+        f"proposal         {proposal}",
+        f"epoch            {epoch['samples']:,} samples, {epoch['tokens']:,} tokens, "
+        f"{epoch['operations']:.2e} operations",
+        f"time             {_duration(epoch['seconds'])} an epoch at MFU {epoch['mfu']:g} of "
+        f"{gpu['count']} x {gpu['name']}",
+    ]
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.2f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

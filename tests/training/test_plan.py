@@ -1,0 +1,136 @@
+"""Plans: bytes and operations that a run needs, against those of real small models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.model.counting import peak_bytes
+
+from phi3v.model.loading import load_config
+from phi3v.training.activations import REGIMES
+from phi3v.training.batching import Batch
+from phi3v.training.building import build_model
+from phi3v.training.estimate import make_model, memory_of, weight_bytes
+from phi3v.training.flags import parse_arguments
+from phi3v.training.optimizer import STATE_BYTES
+from phi3v.training.plan import main, parse_gigabytes
+from phi3v.training.strategies import STRATEGIES
+
+COMBINATIONS = {
+    "full": [],
+    "frozen tower": ["--freeze_vision_tower", "True"],
+    "only projection": ["--freeze_llm", "True", "--freeze_vision_tower", "True"],
+    "LoRA": ["--lora_enable", "True", "--freeze_vision_tower", "True"],
+    "LoRA, full vision": ["--lora_enable", "True"],
+    "LoRA on all": [
+        *("--lora_enable", "True", "--vision_lora", "True", "--freeze_vision_tower", "True"),
+        *("--tune_img_projector", "False"),
+    ],
+}
+BATCH = Batch(tokens=300, labels=40, crops=10)
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_weights_and_gradients_are_those_of_the_real_model(
+    flags: list[str], tmp_path: Path, combination: str
+) -> None:
+    words = [*flags, "--output_dir", str(tmp_path / "out"), *COMBINATIONS[combination]]
+    arguments, _ = parse_arguments(words)
+    config = load_config(arguments.model.model_id)
+    real, planned = build_model(arguments), make_model(arguments, config)
+    held = sum(p.numel() * p.element_size() for p in real.parameters())
+    assert weight_bytes(planned, arguments) == held
+    memory = memory_of(planned, config, arguments, BATCH, regime="none")
+    trained = [p for p in real.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    assert memory.gradients == sum(p.grad.nbytes for p in trained if p.grad is not None)
+    optimizer = torch.optim.AdamW(trained)
+    optimizer.step()
+    states = [v for one in optimizer.state.values() for v in one.values() if v.dim()]
+    assert memory.states == sum(value.nbytes for value in states)
+
+
+def test_states_follow_the_optimizer(flags: list[str], tmp_path: Path) -> None:
+    for name in ("sgd", "adamw_torch", "lion_8bit"):
+        words = [*flags, "--output_dir", str(tmp_path / "out"), "--optim", name]
+        arguments, _ = parse_arguments(words)
+        config = load_config(arguments.model.model_id)
+        model = make_model(arguments, config)
+        memory = memory_of(model, config, arguments, BATCH, regime="none")
+        assert memory.states * 4 == memory.gradients * STATE_BYTES[name]
+
+
+def test_sharding_divides_what_it_spreads(flags: list[str], tmp_path: Path) -> None:
+    arguments, _ = parse_arguments([*flags, "--output_dir", str(tmp_path / "out")])
+    config = load_config(arguments.model.model_id)
+    model = make_model(arguments, config)
+    sizes = {
+        name: memory_of(
+            model, config, arguments, BATCH, regime="none", strategy=strategy, num_gpus=4
+        )
+        for name, strategy in STRATEGIES.items()
+    }
+    ddp = sizes["ddp"]
+    assert sizes["zero2"].gradients == ddp.gradients // 4
+    assert sizes["zero1"].gradients == ddp.gradients
+    assert sizes["zero3"].weights == ddp.weights // 4
+    assert sizes["zero2"].weights == ddp.weights
+    # DeepSpeed's float32 copies lie beside the two moments.
+    assert sizes["zero1"].states == (ddp.states + ddp.gradients) // 4
+    assert sizes["fsdp"].states == ddp.states // 4
+    assert sizes["offload"].weights == sizes["offload"].states == 0
+
+
+def test_activations_are_those_that_a_step_keeps(flags: list[str], tmp_path: Path) -> None:
+    from phi3v.model.recompute import set_regime
+
+    words = [*flags, "--output_dir", str(tmp_path / "out"), "--freeze_vision_tower", "True"]
+    arguments, _ = parse_arguments([*words, "--attn_implementation", "sdpa"])
+    config = load_config(arguments.model.model_id)
+    model = build_model(arguments).train()
+    ids = torch.randint(5, 400, (1, 600))
+    labels = ids.where(torch.arange(600) >= 560, -100)
+    found = {}
+    for regime in REGIMES:
+        set_regime(model, regime)
+        model.zero_grad(set_to_none=True)
+        peak = peak_bytes(
+            lambda: model(input_ids=ids, labels=labels, segments=[(600, 0, 0)]).loss.backward()
+        )
+        planned = memory_of(model, config, arguments, Batch(600, 40, 0), regime=regime)
+        found[regime] = planned.activations
+        # Left out: embeddings, the last norm, and what the backward pass of a layer holds itself.
+        own = planned.gradients + planned.activations + planned.logits
+        assert 0.8 * peak < own < 1.1 * peak
+    assert found["none"] > found["selective"] > found["full"]
+
+
+def test_the_command_plans_without_weights(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("phi3v.model.loading.Phi3VForCausalLM.from_pretrained", refuse)
+    words = [*flags, "--output_dir", str(tmp_path / "out"), "--num_gpus", "2"]
+    assert main([*words, "--gpu_memory", "24GB", "--json", str(tmp_path / "plan.json")]) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["proposal"] == plan["proposal"] | {"strategy": "ddp", "regime": "none"}
+    assert plan["epoch"]["samples"] == 8 and plan["epoch"]["operations"] > 0
+    printed = capsys.readouterr().out
+    assert "ZeRO-2" in printed and max(map(len, printed.splitlines())) <= 80
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--gpu_memory", "0.001GB"]) == 1
+    assert "none fits" in capsys.readouterr().out
+
+
+def test_mistakes_of_the_command_are_named(flags: list[str]) -> None:
+    assert parse_gigabytes("1.5GiB") == 1.5 * (1 << 30)
+    with pytest.raises(ValueError, match="--gpu_memory is 'much', expected an amount such as 24GB"):
+        parse_gigabytes("much")
+    with pytest.raises(ValueError, match="--num_gpus is 0"):
+        main([*flags, "--num_gpus", "0"])
+    with pytest.raises(ValueError, match="unknown word '--gpu_memmory'"):
+        main([*flags, "--gpu_memmory", "24GB"])
