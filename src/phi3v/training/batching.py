@@ -11,6 +11,7 @@ from phi3v.data.sharing import share_groups
 from phi3v.model.configuration import Phi3VConfig
 from phi3v.model.cost import forward_cost
 from phi3v.training.arguments import Phi3VTrainingArguments
+from phi3v.training.flags import RunArguments
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,12 @@ class Batch:
     tokens: int
     labels: int
     crops: int
+
+
+def settle_batch_size(arguments: RunArguments) -> None:
+    """Let a packed batch be one pack, unless the user says otherwise."""
+    if "per_device_train_batch_size" not in arguments.given:
+        arguments.training.per_device_train_batch_size = 1
 
 
 def pack_training_set(

@@ -14,7 +14,7 @@ from phi3v.data.dataset import SupervisedDataset
 from phi3v.data.inspection import InspectionSettings
 from phi3v.model.loading import load_config, load_processor
 from phi3v.training.activations import REGIMES, USABLE
-from phi3v.training.batching import Batch, largest_batch, pack_training_set
+from phi3v.training.batching import Batch, largest_batch, pack_training_set, settle_batch_size
 from phi3v.training.checks import check_arguments
 from phi3v.training.datasets import find_survey, media_options
 from phi3v.training.estimate import make_model, memory_of, needed_operations
@@ -114,7 +114,10 @@ def measure_data(arguments: RunArguments, config: Any) -> tuple[Batch, dict[str,
     assert dataset.num_crops is not None and dataset.num_labels is not None
     lengths = np.array(dataset.lengths(), dtype=np.int64)
     crops = dataset.num_crops.astype(np.int64)
-    packs = pack_training_set(dataset, config, training) if training.packing else None
+    packs = None
+    if training.packing:
+        settle_batch_size(arguments)
+        packs = pack_training_set(dataset, config, training)
     size = training.per_device_train_batch_size
     num_batches = -(-(len(lengths) if packs is None else len(packs)) // size)
     batch = largest_batch(dataset, packs, training)

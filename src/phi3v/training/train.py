@@ -29,7 +29,7 @@ from phi3v.model.loading import (
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.training.activations import apply_activation_memory, apply_compiler, for_trainer
 from phi3v.training.arguments import Phi3VTrainingArguments
-from phi3v.training.batching import largest_batch, pack_training_set
+from phi3v.training.batching import largest_batch, pack_training_set, settle_batch_size
 from phi3v.training.building import build_model, compute_dtype
 from phi3v.training.callbacks import SkipCounter
 from phi3v.training.checks import check_arguments
@@ -136,8 +136,7 @@ def prepare(
     surveyed = train_set if isinstance(train_set, SupervisedDataset) else None
     packs = None
     if training.packing:
-        if "per_device_train_batch_size" not in arguments.given:
-            training.per_device_train_batch_size = 1
+        settle_batch_size(arguments)
         assert surveyed is not None
         train_set = packs = pack_training_set(surveyed, config, training)
     model = build_model(arguments)
