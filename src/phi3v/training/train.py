@@ -225,6 +225,12 @@ def main(
     if rank() == 0:
         folder = str(trainer.args.output_dir)
         print(last_words(trainer.stop_request, trainer.state, folder), file=sys.stderr)
+    if trainer.args.world_size > 1:
+        # All is on the disk. PyTorch's own threads sometimes abort a process of several while the
+        # interpreter closes down, and the launcher would then see that instead of our status.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(STATUS_INTERRUPTED)
     return STATUS_INTERRUPTED
 
 
