@@ -1,19 +1,24 @@
 """Streams: every record once for each pass, in another order each time, and resumable."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from tests.data.test_sources import png, write_tar
 from torch.utils.data import DataLoader
 
-from phi3v.data import streams
+from phi3v.data import remote, streams
 from phi3v.data.collator import Collator
 from phi3v.data.examples import UnusableRecord
+from phi3v.data.options import MediaOptions
 from phi3v.data.streaming import StreamedExamples, StreamPosition
 from phi3v.model.processing import Phi3VProcessor
 
@@ -196,5 +201,97 @@ def test_what_cannot_be_streamed_is_refused(
     (tmp_path / "data").write_text(content)
     with pytest.raises(ValueError, match=message):
         StreamedExamples(tmp_path / "data", small_processor)
-    with pytest.raises(FileNotFoundError, match="no/where does not exist; --streaming reads local"):
+    with pytest.raises(FileNotFoundError, match="no/where does not exist; check the path"):
         StreamedExamples("no/where", small_processor)
+
+
+class Web(SimpleHTTPRequestHandler):
+    """Serves files in parts; hangs up after some bytes where it is told to."""
+
+    breaks_after: int | None = None
+    knows_parts = True
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content, part = path.read_bytes(), self.headers.get("Range") if self.knows_parts else None
+        start = int(part.removeprefix("bytes=").rstrip("-")) if part else 0
+        self.send_response(206 if part else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        end = len(content) if self.breaks_after is None else start + self.breaks_after
+        self.wfile.write(content[start:end])
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Web]]]:
+    monkeypatch.setattr(remote, "_PAUSE", 0.0)
+    handler = type("Handler", (Web,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path)))
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+FROM_WEB = MediaOptions(allow_urls=True)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "tar"])
+@pytest.mark.parametrize("breaks_after", [None, 3000])
+def test_files_of_the_web_give_the_records_of_local_ones(
+    kind: str,
+    breaks_after: int | None,
+    make: Callable[..., StreamedExamples],
+    web: tuple[str, type[Web]],
+    small_processor: Phi3VProcessor,
+    tmp_path: Path,
+) -> None:
+    local = make(kind, 2)
+    web[1].breaks_after = breaks_after
+    stream = StreamedExamples(
+        f"{web[0]}/{{000,012}}.{kind}", small_processor, tmp_path, seed=3, media_options=FROM_WEB
+    )
+    for reader in range(3):
+        assert ids(stream, reader, 3, skip=2) == ids(local, reader, 3, skip=2)
+    first, second = next(iter(stream)), next(iter(local))
+    assert torch.equal(first["input_ids"], second["input_ids"])
+    assert torch.equal(first["pixel_values"], second["pixel_values"])
+
+
+def test_what_the_web_cannot_give_is_named(
+    make: Callable[..., StreamedExamples],
+    web: tuple[str, type[Web]],
+    small_processor: Phi3VProcessor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make("tar")
+    url = f"{web[0]}/000.tar"
+
+    def stream(address: str, options: MediaOptions = FROM_WEB) -> StreamedExamples:
+        return StreamedExamples(address, small_processor, tmp_path, media_options=options)
+
+    with pytest.raises(ValueError, match=r"is a URL; give --allow_urls"):
+        stream(url, MediaOptions())
+    with pytest.raises(ValueError, match=r"no\.tar answers 404"):
+        stream(f"{web[0]}/no.tar")
+    (tmp_path / "array.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"array\.json is a JSON array"):
+        stream(f"{web[0]}/array.json")
+    web[1].breaks_after = 3000
+    web[1].knows_parts = False
+    with pytest.raises(ValueError, match=r"the connection broke at byte 3000, and the server"):
+        ids(stream(url))
+    web[1].breaks_after, web[1].knows_parts = 0, True
+    with pytest.raises(
+        ValueError, match=r"cannot be read beyond byte 0 .*--resume_from_checkpoint"
+    ):
+        stream(url)

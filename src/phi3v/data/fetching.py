@@ -12,10 +12,11 @@ TIMEOUT_SECONDS = 20
 MAX_BYTES = 256 << 20
 
 
-class _WebOnly(urllib.request.HTTPRedirectHandler):
+class WebOnly(urllib.request.HTTPRedirectHandler):
     """Follows redirects to http and https only; the library would also go to ftp."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]  # as in the library
+        """Follow, or refuse."""
         if not is_web_address(newurl):
             raise Fault(
                 f"{shorten(req.full_url)} leads to {shorten(newurl)}, no web address",
@@ -52,7 +53,7 @@ def fetch(url: str, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT_SECONDS
     try:
         # A port that is no number is noticed only when it is asked for.
         _ = urlsplit(url).port
-        with urllib.request.build_opener(_WebOnly).open(url, timeout=timeout) as answer:
+        with urllib.request.build_opener(WebOnly).open(url, timeout=timeout) as answer:
             content = answer.read(max_bytes + 1)
             announced = answer.headers.get("Content-Length")
     except urllib.error.HTTPError as error:

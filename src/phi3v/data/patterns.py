@@ -21,7 +21,7 @@ def expand(text: str) -> list[Path]:
         ValueError: If a range runs backwards.
     """
     files: list[Path] = []
-    for name in _expand_braces(text):
+    for name in expand_braces(text):
         if glob.has_magic(name):
             found = sorted(Path(one) for one in glob.glob(name))
             if not found:
@@ -34,7 +34,12 @@ def expand(text: str) -> list[Path]:
     return files
 
 
-def _expand_braces(text: str) -> list[str]:
+def expand_braces(text: str) -> list[str]:
+    """List what the braces of a name stand for; the name itself if it has none.
+
+    Raises:
+        ValueError: If a range runs backwards.
+    """
     match = _BRACES.search(text)
     if match is None:
         return [text]
@@ -46,4 +51,4 @@ def _expand_braces(text: str) -> list[str]:
     else:
         choices = match[1].split(",")
     heads = (text[: match.start()] + choice for choice in choices)
-    return [name for head in heads for name in _expand_braces(head + text[match.end() :])]
+    return [name for head in heads for name in expand_braces(head + text[match.end() :])]

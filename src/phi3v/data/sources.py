@@ -18,7 +18,7 @@ from phi3v.data.records import RawRecords
 from phi3v.data.tables import open_named, open_parquet, open_picture_folder, open_saved
 from phi3v.data.tar_records import TarRecords
 
-_HEAD_BYTES = 1 << 12
+HEAD_BYTES = 1 << 12
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 _ITEM_KEYS = ("path", "image_folder", "weight", "name", "split", "config")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -62,7 +62,11 @@ def look(path: Path) -> str:
         ValueError: If it is compressed, or a part of something else.
     """
     with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+        return look_at(file.read(HEAD_BYTES), path)
+
+
+def look_at(head: bytes, path: Path) -> str:
+    """Tell what a file is by its first `HEAD_BYTES`; see `look`."""
     if head.startswith(b"PAR1"):
         return "parquet"
     if head[257:262] == b"ustar":

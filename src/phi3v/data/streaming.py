@@ -78,7 +78,7 @@ class StreamedExamples(ExampleMaker, IterableDataset[Example]):
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
         self.position = position or StreamPosition()
-        self._files = stream_files(data_path)
+        self._files = stream_files(data_path, allow_urls=self.media_options.allow_urls)
 
     def __iter__(self) -> Iterator[Example]:
         worker, num_workers = 0, 1

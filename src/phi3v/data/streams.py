@@ -6,16 +6,18 @@ over without reading a record or opening a picture.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from phi3v.data.fetching import is_web_address, shorten
 from phi3v.data.json_records import scan_json
-from phi3v.data.patterns import expand, is_pattern
+from phi3v.data.patterns import expand, expand_braces, is_pattern
 from phi3v.data.records import Place, describe_record
-from phi3v.data.sources import look
+from phi3v.data.remote import RemoteFile
+from phi3v.data.sources import HEAD_BYTES, look, look_at
 from phi3v.data.structure import SPACE
 from phi3v.data.tables import check_parquet
 from phi3v.data.tar_records import read_sample, scan_tar
@@ -61,12 +63,14 @@ class StreamFile:
     """One file to walk through.
 
     Attributes:
-        path: The file.
+        path: The file, or its address.
         kind: "json" (lines), "tar" or "parquet".
+        is_remote: Whether it is read from the web while it arrives.
     """
 
-    path: Path
+    path: str
     kind: str
+    is_remote: bool = False
 
     @property
     def keeps(self) -> bool:
@@ -75,22 +79,28 @@ class StreamFile:
 
     def items(self) -> Iterator[Item]:
         """Walk through the file."""
+        if self.is_remote:
+            return _walk_remote(self.path, self.kind)
         walk = {"json": _walk_lines, "tar": _walk_tar, "parquet": _walk_parquet}[self.kind]
-        return walk(self.path)
+        return walk(Path(self.path))
 
 
-def stream_files(path: str | Path) -> list[StreamFile]:
+def stream_files(path: str | Path, *, allow_urls: bool = False) -> list[StreamFile]:
     """List the files of a data set that can be streamed.
 
     Args:
         path: A file of JSON lines, a parquet or a tar file, a pattern of such files, or a folder of
-            tar or parquet files.
+            tar or parquet files; or the address of JSON lines or of a tar file, with braces for
+            several.
+        allow_urls: Whether addresses may be opened.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be streamed.
     """
     name = str(path)
+    if is_web_address(name):
+        return _remote_files(name, allow_urls=allow_urls)
     if is_pattern(name) and not Path(name).exists():
         paths = expand(name)
     elif Path(name).is_dir():
@@ -104,8 +114,26 @@ def stream_files(path: str | Path) -> list[StreamFile]:
     elif Path(name).is_file():
         paths = [Path(name)]
     else:
-        raise FileNotFoundError(f"data file {name} does not exist; --streaming reads local files")
-    return [StreamFile(one, _check_kind(one)) for one in paths]
+        raise FileNotFoundError(f"data file {name} does not exist; check the path")
+    return [StreamFile(str(one), _check_kind(one)) for one in paths]
+
+
+def _remote_files(name: str, *, allow_urls: bool) -> list[StreamFile]:
+    if not allow_urls:
+        raise ValueError(f"--streaming: {shorten(name)} is a URL; give --allow_urls to open it")
+    addresses = expand_braces(name)
+    # One look tells the kind of all; a missing one is met, and named, when its turn comes.
+    with RemoteFile(addresses[0]) as file:
+        kind = look_at(file.read(HEAD_BYTES), Path(addresses[0]))
+        file.seek(0)
+        is_array = kind == "json" and file.read(HEAD_BYTES).lstrip().startswith(b"[")
+    if kind not in ("json", "tar") or is_array:
+        found = "a JSON array" if is_array else kind
+        raise ValueError(
+            f"--streaming: {shorten(addresses[0])} is {found}; from the web, tar files and JSON "
+            "lines can be read"
+        )
+    return [StreamFile(address, kind, is_remote=True) for address in addresses]
 
 
 def _check_kind(path: Path) -> str:
@@ -125,11 +153,28 @@ def _check_kind(path: Path) -> str:
 
 
 def _walk_lines(path: Path) -> Iterator[Item]:
-    index = 0
     with path.open("rb") as file:
-        for line, text in enumerate(file, start=1):
-            if text.strip(SPACE):
-                yield Item(Place(str(path), index, line), partial(_parse, text))
+        yield from _line_items(file, str(path))
+
+
+def _line_items(lines: Iterable[bytes], name: str) -> Iterator[Item]:
+    index = 0
+    for line, text in enumerate(lines, start=1):
+        if text.strip(SPACE):
+            yield Item(Place(name, index, line), partial(_parse, text))
+            index += 1
+
+
+def _walk_remote(url: str, kind: str) -> Iterator[Item]:
+    with RemoteFile(url) as file:
+        if kind == "json":
+            yield from _line_items(file.lines(), url)
+            return
+        index = 0
+        for batch in scan_tar(file):
+            for start, end, _, _ in batch:
+                content = file.take(start, end)
+                yield Item(Place(url, index), partial(read_sample, content, url))
                 index += 1
 
 

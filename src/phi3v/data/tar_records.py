@@ -29,8 +29,12 @@ def split_name(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", ending.lower()
 
 
-def scan_tar(file: BinaryIO) -> Iterator[list[Entry]]:
-    """Find the samples; one that the file does not hold whole is marked as malformed."""
+def scan_tar(file: Any) -> Iterator[list[Entry]]:
+    """Find the samples; one that the file does not hold whole is marked as malformed.
+
+    Args:
+        file: The tar file, open; one that arrives from the web will do.
+    """
     key, start, end = None, 0, 0
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
