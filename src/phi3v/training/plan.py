@@ -4,19 +4,18 @@ import argparse
 import json
 import logging
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from phi3v.data.dataset import SupervisedDataset
-from phi3v.data.inspection import InspectionSettings
 from phi3v.model.loading import load_config, load_processor
 from phi3v.training.activations import REGIMES, USABLE
 from phi3v.training.batching import Batch, largest_batch, pack_training_set, settle_batch_size
 from phi3v.training.checks import check_arguments
-from phi3v.training.datasets import find_survey, media_options
+from phi3v.training.datasets import build_datasets
 from phi3v.training.estimate import make_model, memory_of, needed_operations
 from phi3v.training.flags import RunArguments, parse_arguments, yaml_flags
 from phi3v.training.parts import format_table, table_of_parts
@@ -98,19 +97,9 @@ def measure_data(arguments: RunArguments, config: Any) -> tuple[Batch, dict[str,
     if data.streaming:
         raise ValueError("--streaming: lengths are not known beforehand; plan without it")
     processor = load_processor(arguments.model.model_id, num_crops=data.num_crops)
-    options = media_options(data)
-    dataset = SupervisedDataset(
-        data.data_path,
-        processor,
-        data.image_folder,
-        data.max_seq_length,
-        max_num_frames=data.max_num_frames,
-        media_options=options,
-        on_bad_record=data.on_bad_record,
-    )
-    settings = InspectionSettings(data.max_seq_length, data.max_num_frames, options)
-    survey = find_survey(dataset, settings)
-    dataset.apply_survey(survey)
+    # Lengths are needed, those of the validation set are not.
+    dataset, _ = build_datasets(replace(data, check_data=True, eval_data_path=None), processor)
+    assert isinstance(dataset, SupervisedDataset)
     assert dataset.num_crops is not None and dataset.num_labels is not None
     lengths = np.array(dataset.lengths(), dtype=np.int64)
     crops = dataset.num_crops.astype(np.int64)
