@@ -2,7 +2,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +9,13 @@ import pytest
 import yaml
 from PIL import Image
 from tests.evaluation.conftest import write_lines
+from tests.evaluation.reading import HOSTILE, Reader
 
 from phi3v import cli
 from phi3v.evaluation.report import write_report
 
-HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>&\u202e\x00'
-VOID = {"meta", "img", "line", "polyline", "circle"}
 SCORE = {"score": 0.5, "low": 0.25, "high": 0.75}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-class Reader(HTMLParser):
-    """Collects tags and text, and checks that every element is closed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def write_json(path: Path, content: Any) -> None:
