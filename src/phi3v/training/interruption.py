@@ -5,6 +5,7 @@ Slurm sends SIGUSR1 or SIGTERM before it takes a machine away; Ctrl-C is SIGINT.
 
 import os
 import signal
+import sys
 import time
 from functools import partial
 from types import FrameType, TracebackType
@@ -138,6 +139,23 @@ class StopWhenAsked(TrainerCallback):
         else:
             self._answer = flag
         return False
+
+
+def leave_together(status: int) -> None:
+    """End a process of several when all have come so far; does nothing for one that is alone.
+
+    A launcher that sees the first of them end sends the others a signal, which would hide their
+    status, so all of them ignore signals by then; what is to be saved was saved before. The
+    interpreter is not closed down: a thread of PyTorch has aborted a process there.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    distributed.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def last_words(request: StopRequest, state: TrainerState, folder: str) -> str:

@@ -38,7 +38,7 @@ from phi3v.training.estimate import predict
 from phi3v.training.facts import settle_facts
 from phi3v.training.flags import RunArguments, parse_arguments
 from phi3v.training.guard import STATUS_NOT_FINITE, NotFiniteError
-from phi3v.training.interruption import STATUS_INTERRUPTED, last_words
+from phi3v.training.interruption import STATUS_INTERRUPTED, last_words, leave_together
 from phi3v.training.output import (
     PLAN_FILE,
     SUMMARY_FILE,
@@ -217,20 +217,15 @@ def main(
         if rank() == 0:
             print(f"phi3v train: stopped: {error}", file=sys.stderr)
         return STATUS_NOT_FINITE
-    disconnect()
     if not trainer.is_interrupted:
+        disconnect()
         if rank() == 0 and at_end is not None:
             at_end(Path(str(trainer.args.output_dir)))
         return 0
     if rank() == 0:
         folder = str(trainer.args.output_dir)
         print(last_words(trainer.stop_request, trainer.state, folder), file=sys.stderr)
-    if trainer.args.world_size > 1:
-        # All is on the disk. PyTorch's own threads sometimes abort a process of several while the
-        # interpreter closes down, and the launcher would then see that instead of our status.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(STATUS_INTERRUPTED)
+    leave_together(STATUS_INTERRUPTED)
     return STATUS_INTERRUPTED
 
 
