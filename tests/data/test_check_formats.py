@@ -97,3 +97,26 @@ def test_the_same_faults_are_found_in_every_kind(
     if write is not as_mixture:
         clean = [str(tmp_path / "clean.jsonl"), *words[1:3]]
         assert main([*clean, *(["--image_folder", str(tmp_path)] * (write is as_lines))]) == 0
+
+
+def test_what_a_weight_repeats_is_reported_once(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_mixture(tmp_path)
+    (tmp_path / "mix.yaml").write_text(
+        "- {path: a.jsonl, image_folder: ., weight: 2.5}\n"
+        "- {path: a.jsonl, image_folder: ., weight: 0.5}\n"
+    )
+    words = [str(tmp_path / "mix.yaml"), "--model_id", str(tiny_folder)]
+    assert main([*words, "--json", str(tmp_path / "out.json")]) == 1
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert [one["reason"] for one in report["problems"]] == [
+        "empty answer",
+        "not a picture or video",
+    ]
+    assert report["records"] == 12 and report["bad"] > 2
+    # Only the second source holds records again.
+    good = {0, 3}
+    groups = report["duplicates"]["groups"]
+    assert all(len(group) == 2 and group[0] in good and group[1] >= 10 for group in groups)
+    assert capsys.readouterr().out.count("the answer is empty") == 1

@@ -12,6 +12,7 @@ from transformers.utils.logging import tqdm
 from phi3v.data.check_report import print_findings, print_report
 from phi3v.data.histogram import draw_png
 from phi3v.data.inspection import Finding, InspectionSettings
+from phi3v.data.joined import MixedRecords
 from phi3v.data.media_flags import add_media_flags, media_options
 from phi3v.data.records import RawRecords
 from phi3v.data.references import as_address
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
         batch_size=flags.batch_size,
         pack_tokens=flags.pack_tokens,
     )
-    report["problems"] = [_as_json(finding, records) for finding in survey.findings]
+    report["problems"] = [_as_json(finding, records) for finding in survey.listed()]
     print_findings(flags.data, survey, flags.show)
     if flags.eval_data_path:
         folder = flags.eval_image_folder or flags.image_folder
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> int:
             "records": len(validation),
             "bad": int((~validation.is_good()).sum()),
             "overlap": overlap(survey, validation),
-            "problems": [_as_json(one, held_out) for one in validation.findings],
+            "problems": [_as_json(one, held_out) for one in validation.listed()],
         }
     lengths = survey.lengths[survey.is_good()]
     print_report(report, lengths)
@@ -147,6 +148,9 @@ def _survey(
         survey = survey_records(
             records, processor, settings, num_workers=flags.workers, progress=bar.update
         )
+    if isinstance(records, MixedRecords):
+        # What a weight repeats was asked for: it is not reported as a duplicate.
+        survey.content_keys[records.repeats()] = 0
     return records, survey
 
 

@@ -32,7 +32,7 @@ def print_findings(path: str, survey: Survey, most: int) -> None:
         most: Most messages of one kind.
     """
     groups: dict[str, list[Finding]] = defaultdict(list)
-    for finding in survey.findings:
+    for finding in survey.listed():
         groups[finding.reason].append(finding)
     num_bad = len(survey) - int(survey.is_good().sum())
     print(f"{path}: {len(survey):,} records, {num_bad:,} of them bad")

@@ -149,6 +149,15 @@ class MixedRecords:
         """Name the state of all sources and their weights."""
         return self._digest
 
+    def repeats(self) -> np.ndarray:
+        """Tell which records a weight has taken before; bool (R,)."""
+        start, parts = 0, []
+        for records, end in zip(self._records, self._ends, strict=True):
+            # Whole passes come first, so the first of a source are all of its records.
+            parts.append(np.arange(end - start) >= len(records))
+            start = end
+        return np.concatenate(parts)
+
     def _find(self, number: int) -> tuple[int, int]:
         part, inside = _locate(number, self._ends)
         size = len(self._records[part])

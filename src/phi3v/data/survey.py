@@ -55,6 +55,10 @@ class Survey:
         """What is wrong with the bad records, those left out that are only too long."""
         return [one for one in self.findings if one.is_bad and one.reason != "too long"]
 
+    def listed(self) -> list[Finding]:
+        """List the findings; one of a record that a weight repeats, once."""
+        return list({one.messages: one for one in reversed(self.findings)}.values())[::-1]
+
     def is_good(self) -> np.ndarray:
         """Tell which records training can use; bool (R,)."""
         good = np.ones(len(self), dtype=bool)
