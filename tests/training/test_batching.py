@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tests.training.conftest import Run, record
+from tests.training.test_datasets import vanish_after_check
 from torch.testing import assert_close
 
 pytestmark = pytest.mark.slow
@@ -58,6 +60,26 @@ def test_shared_pictures_train_as_pictures_for_each_question(
     shared = start(*ONE_PACK, *data, "--share_images", "True", folder="shared")
     assert_same_step(padded, shared)
     assert shared.trainer.tokens.read()[1] < 0.6 * padded.trainer.tokens.read()[1]
+
+
+def test_a_shared_picture_that_vanishes_is_skipped_with_its_questions(
+    start: Callable[..., Run],
+    questions: Path,
+    picture: Image.Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("wide.png", "square.png"):
+        picture.save(tmp_path / name)
+    data = ["--data_path", str(questions), "--image_folder", str(tmp_path)]
+    flags = [*ONE_PACK, *data, "--share_images", "True"]
+    vanish_after_check(monkeypatch, tmp_path / "wide.png")
+    run = start(*flags, "--on_bad_record", "skip")
+    assert run.trainer.state.log_history[0]["skipped_records"] == 5
+    assert all(0 < loss < 20 for loss in run.losses())
+    picture.save(tmp_path / "wide.png")
+    with pytest.raises((ValueError, FileNotFoundError), match=r"wide\.png does not exist"):
+        start(*flags, folder="other")
 
 
 def test_groups_stay_below_the_cap(start: Callable[..., Run], questions: Path) -> None:

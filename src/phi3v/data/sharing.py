@@ -7,7 +7,7 @@ and between them. What follows may differ.
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from phi3v.data.records import Record
 
 
 class _Dataset(Protocol):
+    on_bad_record: Literal["error", "skip"]
+
     def record(self, position: int) -> Record: ...
 
     def layout(self, position: int) -> Layout: ...
@@ -89,7 +91,13 @@ def _tokens(
     total = int(lengths[list(group)].sum())
     if len(group) == 1:
         return total
-    ids = np.array(dataset.layout(group[0]).input_ids)
+    try:
+        ids = np.array(dataset.layout(group[0]).input_ids)
+    except (ValueError, OSError):
+        # A file has gone since the lengths were counted.
+        if dataset.on_bad_record == "error":
+            raise
+        return total
     places = np.flatnonzero(ids == image_token_id)
     prefix = int(places[-1]) + 1 if len(places) else 0
     return total - (len(group) - 1) * prefix
