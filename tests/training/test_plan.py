@@ -1,11 +1,13 @@
 """Plans: bytes and operations that a run needs, against those of real small models."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from tests.model.counting import peak_bytes
+from tests.training.conftest import Run
 
 from phi3v.model.loading import load_config
 from phi3v.training.activations import REGIMES
@@ -134,3 +136,17 @@ def test_mistakes_of_the_command_are_named(flags: list[str]) -> None:
         main([*flags, "--num_gpus", "0"])
     with pytest.raises(ValueError, match="unknown word '--gpu_memmory'"):
         main([*flags, "--gpu_memmory", "24GB"])
+
+
+@pytest.mark.slow
+def test_a_run_sets_its_prediction_beside_what_it_measured(
+    start: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start("--max_steps", "1")
+    plan = json.loads((run.folder / "plan.json").read_text())
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert summary["predicted_memory_gb"] == plan["peak_memory_gb"] > 0
+    assert plan["strategy"] == "DDP" and plan["regime"] == "none"
+    size = run.trainer.args.per_device_train_batch_size
+    assert plan["batch"]["tokens"] == size * max(run.trainer.train_dataset.lengths())
+    assert f"predicted {plan['peak_memory_gb']:.2f} GB" in capsys.readouterr().out
