@@ -3,6 +3,7 @@
 Slurm sends SIGUSR1 or SIGTERM before it takes a machine away; Ctrl-C is SIGINT.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -144,15 +145,27 @@ class StopWhenAsked(TrainerCallback):
 def leave_together(status: int) -> None:
     """End a process of several when all have come so far; does nothing for one that is alone.
 
-    A launcher that sees the first of them end sends the others a signal, which would hide their
-    status, so all of them ignore signals by then; what is to be saved was saved before. The
-    interpreter is not closed down: a thread of PyTorch has aborted a process there.
+    A launcher that sees the first of them end badly sends the others a signal, which would hide
+    their status, so all of them ignore signals by then; what is to be saved was saved before.
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     distributed.barrier()
+    leave(status)
+
+
+def leave(status: int) -> None:
+    """End a process of several at once; does nothing for one that is alone.
+
+    What is left of the process group is not destroyed: PyTorch then waits for gloo's threads with
+    the interpreter locked, and the last reduction of such a thread may wait for that lock.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    # Trackers send their last lines when the interpreter ends.
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
