@@ -62,6 +62,12 @@ def test_torchrun_starts_the_package_command(words: list[str], tmp_path: Path) -
     check_finished(out, launch([*command, *words, "--output_dir", str(out)], 100, cwd=tmp_path))
 
 
+def test_no_model_holds_the_process_group_at_the_end(words: list[str], tmp_path: Path) -> None:
+    command = [*TORCHRUN, *TWO, str(Path(__file__).with_name("leaving_worker.py"))]
+    output = launch([*command, *words, "--output_dir", str(tmp_path / "out")], 100, cwd=tmp_path)
+    assert output.count("models that hold the group: 0") == 2, output
+
+
 def test_accelerate_launch_starts_the_module(words: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "-m", "phi3v.training.train"]

@@ -5,6 +5,7 @@ each process its place in the environment.
 """
 
 import contextlib
+import gc
 import io
 import os
 import sys
@@ -76,8 +77,14 @@ def wait_for_all() -> None:
 
 
 def disconnect() -> None:
-    """Leave the process group in good order; a group that is just dropped warns at exit."""
+    """Leave the process group in good order; a group that is just dropped warns at exit.
+
+    Nothing else may hold the group by then. A model under DDP, freed later, would wait for gloo's
+    threads with the interpreter locked, and the last reduction of such a thread may wait for that
+    lock: the process would never end.
+    """
     if distributed.is_initialized():
+        gc.collect()
         distributed.destroy_process_group()
 
 

@@ -3,10 +3,8 @@
 Slurm sends SIGUSR1 or SIGTERM before it takes a machine away; Ctrl-C is SIGINT.
 """
 
-import atexit
 import os
 import signal
-import sys
 import time
 from functools import partial
 from types import FrameType, TracebackType
@@ -142,33 +140,17 @@ class StopWhenAsked(TrainerCallback):
         return False
 
 
-def leave_together(status: int) -> None:
-    """End a process of several when all have come so far; does nothing for one that is alone.
+def wait_unheeding() -> None:
+    """Ignore signals from now on, and wait until all processes do; for one alone, do nothing.
 
-    A launcher that sees the first of them end badly sends the others a signal, which would hide
-    their status, so all of them ignore signals by then; what is to be saved was saved before.
+    A launcher that sees the first process end with a status sends the others a signal, which would
+    hide theirs. What is to be saved was saved before.
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     distributed.barrier()
-    leave(status)
-
-
-def leave(status: int) -> None:
-    """End a process of several at once; does nothing for one that is alone.
-
-    What is left of the process group is not destroyed: PyTorch then waits for gloo's threads with
-    the interpreter locked, and the last reduction of such a thread may wait for that lock.
-    """
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return
-    # Trackers send their last lines when the interpreter ends.
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def last_words(request: StopRequest, state: TrainerState, folder: str) -> str:

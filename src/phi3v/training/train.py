@@ -16,6 +16,7 @@ from phi3v.data.collator import Collator
 from phi3v.data.dataset import SupervisedDataset
 from phi3v.data.processes import (
     decided_by_first,
+    disconnect,
     one_voice,
     quiet_unless_first,
     rank,
@@ -37,7 +38,7 @@ from phi3v.training.estimate import predict
 from phi3v.training.facts import settle_facts
 from phi3v.training.flags import RunArguments, parse_arguments
 from phi3v.training.guard import STATUS_NOT_FINITE, NotFiniteError
-from phi3v.training.interruption import STATUS_INTERRUPTED, last_words, leave, leave_together
+from phi3v.training.interruption import STATUS_INTERRUPTED, last_words, wait_unheeding
 from phi3v.training.output import (
     PLAN_FILE,
     SUMMARY_FILE,
@@ -215,15 +216,18 @@ def main(
     except NotFiniteError as error:
         if rank() == 0:
             print(f"phi3v train: stopped: {error}", file=sys.stderr)
-        leave(STATUS_NOT_FINITE)
         return STATUS_NOT_FINITE
     folder = Path(str(trainer.args.output_dir))
     status = STATUS_INTERRUPTED if trainer.is_interrupted else 0
-    if rank() == 0 and trainer.is_interrupted:
-        print(last_words(trainer.stop_request, trainer.state, str(folder)), file=sys.stderr)
-    elif rank() == 0 and at_end is not None:
+    if trainer.is_interrupted:
+        if rank() == 0:
+            print(last_words(trainer.stop_request, trainer.state, str(folder)), file=sys.stderr)
+        wait_unheeding()
+    # Before the process group, which the model holds, too; see there.
+    del trainer
+    disconnect()
+    if rank() == 0 and status == 0 and at_end is not None:
         at_end(folder)
-    leave_together(status)
     return status
 
 
