@@ -217,7 +217,8 @@ def test_stop_regenerate_and_clear(visitor: Visitor) -> None:
     visitor.set("Longest answer", 1800)
     visitor.send("Tell me a long story")
     visitor.wait(lambda: len(visitor.answer()) > 60)
-    visitor.page.click("#question .stop-button")
+    # At once: a click of the browser's driver first waits for the page to be at rest.
+    visitor.page.evaluate("document.querySelector('#question .stop-button').click()")
     visitor.wait_for_rest()
     stopped = visitor.answer()
     visitor.page.wait_for_timeout(500)

@@ -3,6 +3,7 @@
 import asyncio
 import html
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from phi3v.inference.talk import Exchange, Talk, as_uploads
 
 logger = logging.getLogger(__name__)
 _SEEDS = 2**31
+# Every view carries the whole conversation; a browser that gets one per token falls behind.
+_SECONDS_BETWEEN_VIEWS = 0.05
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class Host:
 
     async def _listen(self, talk: Talk, adapted: bool, choices: Choices) -> AsyncIterator[str]:
         """Let one model answer the last question; the talk grows, and notes are yielded."""
-        scheduler, text = self._service.scheduler, ""
+        scheduler, text, next_view = self._service.scheduler, "", 0.0
         talk.extend_answer(adapted, text)
         with scheduler.place():
             messages = talk.messages(choices.system or "", adapted=adapted)
@@ -141,6 +144,9 @@ class Host:
             async for piece in answer:
                 text += piece.text
                 talk.extend_answer(adapted, text)
+                if (now := time.monotonic()) < next_view:
+                    continue
+                next_view = now + _SECONDS_BETWEEN_VIEWS
                 yield status(f"Answering: {num_tokens + piece.num_tokens:,} of {limit:,} tokens")
         finally:
             answer.cancel()
