@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.report import median
+from phi3v.model.segments import Segment, segment_mask
 
 _COLOURS = {"original": "#8a8f98", "original-sdpa": "#b4b8bf", "hf": "#c98a2b", "ours": "#2f6fdb"}
 _OTHER = "#6fa3ef"
@@ -34,6 +37,7 @@ def draw_all(report: dict[str, Any], folder: Path) -> list[Path]:
             for arm, axes in report["scaling"].items()
         }
         pictures[f"scaling_{axis}.svg"] = line_charts(f"LoRA step over {axis}", lines)
+    pictures["shared_images.svg"] = mask_picture()
     for name, picture in pictures.items():
         (folder / name).write_text(picture, encoding="utf-8")
     return [folder / name for name in pictures]
@@ -98,6 +102,61 @@ def _panel(x: int, label: str, curves: dict[str, Sequence[tuple[float, float]]])
             f'fill="{colour}"/>' + _text(left + 104 + 90 * number, top - 14, arm)
         )
     return parts
+
+
+def mask_picture() -> str:
+    """Draw what sees what when three questions about one picture are packed, and packed as a tree.
+
+    The squares come from the masks that attention uses.
+    """
+    picture, questions = 14, (4, 3, 5)
+    alone = [Segment(picture + length) for length in questions]
+    tree = [Segment(picture), *(Segment(length, 0, picture) for length in questions)]
+    names = [f"question {place + 1}" for place in range(len(questions))]
+    parts = [_text(10, 22, "Three questions about one picture, in one row", "h")]
+    cell, x, top = 5.5, 144.0, 78.0
+    for title, segments, labels in (
+        ("--packing", alone, [f"picture, {name}" for name in names]),
+        ("--packing --share_images", tree, ["picture", *names]),
+    ):
+        total = sum(segment.length for segment in segments)
+        parts.append(_text(x, top - 34, title, "h"))
+        parts.append(_text(x, top - 14, f"{total} tokens, {total - sum(questions)} of the picture"))
+        start = 0
+        for segment, label in zip(segments, labels, strict=True):
+            middle = top + (start + segment.length / 2) * cell + 4
+            parts.append(_text(x - 8, middle, label, anchor="end"))
+            parts += _squares(segment, start, picture, x, top, cell)
+            start += segment.length
+        parts.append(
+            f'<rect x="{x - 1}" y="{top - 1}" width="{total * cell + 1}" '
+            f'height="{total * cell + 1}" fill="none" stroke="#999"/>'
+        )
+        x += total * cell + 110
+    bottom = top + sum(segment.length for segment in alone) * cell + 26
+    parts.append(
+        _text(144, bottom, "A line of squares is what one token sees; orange: its picture.")
+    )
+    return _svg(780, bottom + 14, "The mask of shared pictures", parts)
+
+
+def _squares(
+    segment: Segment, start: int, picture: int, x: float, top: float, cell: float
+) -> list[str]:
+    """Draw what the tokens of one segment see; questions see the picture in another colour."""
+    prefix = segment.prefix_length
+    mask = segment_mask(segment, None, torch.device("cpu"))
+    if mask is None:
+        mask = torch.ones(segment.length, segment.length, dtype=torch.bool).tril()
+    paths = {_COLOURS["ours"]: "", _COLOURS["hf"]: ""}
+    side = cell - 1
+    for query, key in mask.nonzero().tolist():
+        place = segment.prefix_start + key if key < prefix else start + key - prefix
+        looks = key < picture <= prefix + query
+        paths[_COLOURS["hf" if looks else "ours"]] += (
+            f"M{x + place * cell:g} {top + (start + query) * cell:g}h{side}v{side}h-{side}z"
+        )
+    return [f'<path d="{path}" fill="{colour}"/>' for colour, path in paths.items()]
 
 
 def _text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:

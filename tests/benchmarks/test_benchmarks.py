@@ -56,4 +56,4 @@ def test_the_whole_report_is_written(tmp_path: Path, capsys: pytest.CaptureFixtu
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     assert "missed" in printed or all(row["met"] for row in report["bars"])
-    assert len(list(tmp_path.glob("*.svg"))) == 5
+    assert len(list(tmp_path.glob("*.svg"))) == 6
