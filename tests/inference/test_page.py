@@ -91,6 +91,7 @@ class Visitor:
     def __init__(self, browser: Any, url: str) -> None:
         self.context = browser.new_context(viewport={"width": 1280, "height": 900})
         self.page = self.context.new_page()
+        self.page.set_default_timeout(120_000)
         self.strangers: list[str] = []
         self.errors: list[str] = []
         self.url = url
