@@ -86,6 +86,12 @@ def token_count(shapes: Sequence[tuple[int, int]], num_text: int, num_crops: int
     return 1 + num_text + sum(num_image_tokens(grid) for grid in grids)
 
 
+def crop_count(shapes: Sequence[tuple[int, int]], num_crops: int) -> int:
+    """Count the crops of a sample with the global ones."""
+    grids = [plan_crops(*shape, num_crops, CROP).grid for shape in shapes]
+    return sum(grid.rows * grid.columns + 1 for grid in grids)
+
+
 def typical_batch(
     size: int, num_crops: int, pool: int = 256
 ) -> list[tuple[list[tuple[int, int]], int]]:

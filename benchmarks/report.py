@@ -56,6 +56,8 @@ def bars(report: dict[str, Any]) -> list[dict[str, Any]]:
         ("waits of the host", max(ours[m]["waits"] for m in ("lora", "full")), 0, False),
         ("crops encoded / real", ours["crops"], 1.0, False),
         ("loader, 16 crops, times the published", report["loader-16"]["cpu_ratio"], 3.5, True),
+        ("packs full", report["packing"][-1]["filled"], 0.97, True),
+        ("ranks' imbalance", report["packing"][-1]["imbalance"], 0.02, False),
         ("merge, CPU over copying", report["merge"]["cpu_ratio"], 1.3, False),
         ("merge, time over copying", report["merge"]["wall_ratio"], 1.3, False),
     ]

@@ -2,14 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from benchmarks.__main__ import main
 from benchmarks.arms import build, loss_of, prepare
 from benchmarks.batches import make_groups
 from benchmarks.counters import count_step, needed_flops
-from benchmarks.models import SIZES
+from benchmarks.models import SIZES, model_config
+
+from phi3v.training.operations import needed_operations
+from phi3v.training.parts import Plan
 
 SMALL = {"num_crops": 1, "vocabulary": 512}
 
@@ -41,6 +46,23 @@ def test_ours_waits_for_no_device_and_executes_what_is_needed() -> None:
     # Attention's kernel makes the scores again; in so small a model that is a visible share.
     assert 1.0 <= ours["flops"] / needed < 1.06
     assert original["flops"] / needed > 1.3
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_packs_are_balanced_by_what_a_step_needs(method: Any) -> None:
+    size, groups = SIZES["fm-tiny"], make_groups("mixed-3", **SMALL)
+    examples = [example for group in groups for example in group]
+    pictures = [example["image_sizes"] for example in examples]
+    counted = needed_operations(
+        model_config(size),
+        Plan("LoRA" if method == "lora" else "full", "frozen", "full"),
+        lengths=np.array([len(example["input_ids"]) for example in examples]),
+        crops=np.array([sum(1 + h * w // 336**2 for h, w in sizes) for sizes in pictures]),
+        labels=np.array([int((example["labels"] != -100).sum()) for example in examples]),
+        num_adapters=size.num_adapter_parameters if method == "lora" else 0,
+    )
+    # The first product of the projection, whose input wants no gradient, is counted fully here.
+    assert counted.sum() == pytest.approx(needed_flops(method, size, groups), rel=0.01)
 
 
 @pytest.mark.slow

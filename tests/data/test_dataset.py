@@ -63,6 +63,21 @@ def test_lengths_are_those_of_the_examples(
     assert dataset.lengths() == encoded
 
 
+def test_measured_sizes_are_those_of_a_survey(
+    data_path: Path, small_processor: Phi3VProcessor, image_folder: Path
+) -> None:
+    measured, surveyed = (
+        SupervisedDataset(data_path, small_processor, image_folder) for _ in range(2)
+    )
+    measured.measure()
+    surveyed.apply_survey(survey(surveyed))
+    assert measured.lengths() == surveyed.lengths()
+    assert measured.num_crops is not None and surveyed.num_crops is not None
+    assert measured.num_crops.tolist() == surveyed.num_crops.tolist()
+    assert measured.num_labels is not None and surveyed.num_labels is not None
+    assert measured.num_labels.tolist() == surveyed.num_labels.tolist()
+
+
 def test_fault_22_records_beyond_the_limit_are_dropped_and_counted(
     data_path: Path, small_processor: Phi3VProcessor, image_folder: Path
 ) -> None:

@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from phi3v.data.packing import BalancedSampler, PackedDataset, Packs, balanced_o
 
 
 @given(
-    st.lists(st.integers(1, 300), min_size=4, max_size=200),
+    st.lists(st.integers(0, 300), min_size=4, max_size=200),
     st.integers(50, 200),
     st.integers(1, 4),
 )
@@ -21,6 +23,21 @@ def test_every_unit_stands_in_exactly_one_pack(lengths, pack_tokens, num_ranks):
         assert len(packs[pack]) == 1 or lengths[packs[pack]].sum() <= pack_tokens
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(30, 120))
+@settings(max_examples=60, deadline=None)
+def test_nothing_fits_better_beside_the_longest_unit(lengths, pack_tokens):
+    first = plan_packs(np.array(lengths), pack_tokens, seed=0)[0]
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    others = [length for unit, length in enumerate(lengths) if unit != longest]
+    sums = [
+        lengths[longest] + sum(some)
+        for count in range(len(lengths))
+        for some in combinations(others, count)
+    ]
+    fitting = [total for total in sums if total <= pack_tokens]
+    assert sum(lengths[unit] for unit in first) == max(fitting, default=lengths[longest])
+
+
 def mixed_lengths(count: int) -> np.ndarray:
     """Lengths like those of a mix of text, one-crop and many-crop samples."""
     random = np.random.default_rng(0)
@@ -28,10 +45,35 @@ def mixed_lengths(count: int) -> np.ndarray:
     return np.where(random.random(count) < 0.6, long, random.integers(30, 600, count))
 
 
-def test_packs_of_mixed_lengths_are_nearly_full():
-    lengths = mixed_lengths(20_000)
-    packs = plan_packs(lengths, 8192, seed=0)
-    assert lengths.sum() / (len(packs) * 8192) > 0.97
+def picture_lengths(count: int) -> np.ndarray:
+    """Lengths of records with one picture in 16 crops, with few of text alone among them."""
+    random = np.random.default_rng(0)
+    text = random.lognormal(np.log(220), 0.6, count).astype(int).clip(24, 1500)
+    pictures = random.choice([0, 1657, 1921, 1933, 2353, 2509], count, p=[0.06, *[0.188] * 5])
+    return 1 + pictures + text
+
+
+LENGTHS = {
+    "mixed": mixed_lengths(20_000),
+    "pictures": picture_lengths(20_000),
+    "uniform": np.random.default_rng(0).integers(16, 3000, 20_000),
+    "as long as packs": np.random.default_rng(0).integers(16, 16385, 20_000),
+    "two lengths": np.tile([317, 2449], 10_000),
+    "short": np.random.default_rng(0).integers(20, 400, 20_000),
+}
+
+
+@pytest.mark.parametrize("mix", LENGTHS)
+def test_packs_are_nearly_full(mix):
+    lengths = LENGTHS[mix]
+    packs = plan_packs(lengths, 16384, seed=0, num_ranks=8)
+    assert packs.sums(lengths).max() <= 16384
+    assert lengths.sum() / (len(packs) * 16384) > 0.97
+
+
+def test_packs_of_equal_lengths_hold_as_many_as_fit():
+    packs = plan_packs(np.full(6000, 2500), 16384, seed=0)
+    assert len(packs) == 1000
 
 
 def test_the_same_seed_gives_the_same_packs():
@@ -48,6 +90,16 @@ def test_ranks_get_packs_of_equal_cost():
     costs = packs.sums(lengths + 1e-4 * lengths.astype(float) ** 2)
     by_step = costs[balanced_order(costs, 8, seed=0)].reshape(-1, 8)
     assert 1 - by_step.mean() / by_step.max(axis=1).mean() < 0.02
+
+
+def test_batches_of_several_packs_cost_the_same_on_every_rank():
+    costs = np.random.default_rng(0).permutation(np.repeat(np.arange(24.0), 4))
+    order = balanced_order(costs, num_ranks=4, seed=0, batch_size=3)
+    # The loader deals whole batches out, one to each rank in turn.
+    batches = costs[order].reshape(-1, 4, 3).sum(axis=2)
+    assert (batches == batches[:, :1]).all()
+    uneven = balanced_order(costs[:20], num_ranks=4, seed=0, batch_size=3)
+    assert sorted(uneven.tolist()) == list(range(20))
 
 
 def test_the_order_of_steps_is_no_order_by_cost():

@@ -12,7 +12,7 @@ from typing import Literal, NoReturn
 import numpy as np
 from torch.utils.data import Dataset
 
-from phi3v.data.encoding import Example, Layout, SampleTooLong, lay_out
+from phi3v.data.encoding import IGNORE_INDEX, Example, Layout, SampleTooLong, lay_out
 from phi3v.data.examples import ExampleMaker, UnusableRecord
 from phi3v.data.inspection import Finding
 from phi3v.data.options import MediaOptions
@@ -60,8 +60,8 @@ class SupervisedDataset(ExampleMaker, Dataset[Example]):
     Attributes:
         raw: The raw records.
         num_bad_records: Those that `apply_survey` has left out.
-        num_crops: Crops of each example with the global ones, once a survey was applied.
-        num_labels: Supervised tokens of each example, once a survey was applied.
+        num_crops: Crops of each example with the global ones, once surveyed or measured.
+        num_labels: Supervised tokens of each example, once surveyed or measured.
 
     Raises:
         FileNotFoundError: If the data file or the image folder does not exist.
@@ -126,14 +126,24 @@ class SupervisedDataset(ExampleMaker, Dataset[Example]):
         An example that is too long counts with the tokens up to its first answer.
         """
         if self._lengths is None:
-            lengths = np.zeros(len(self), np.int32)
-            for position in range(len(self)):
-                try:
-                    lengths[position] = len(self.layout(position).input_ids)
-                except SampleTooLong as error:
-                    lengths[position] = error.length
-            self._lengths = lengths
+            self.measure()
+        assert self._lengths is not None
         return self._lengths.tolist()
+
+    def measure(self) -> None:
+        """Count tokens, crops and labels of every example, where no survey has done so."""
+        counts = np.zeros((3, len(self)), np.int32)
+        for position in range(len(self)):
+            try:
+                layout = self.layout(position)
+            except SampleTooLong as error:
+                counts[0, position] = error.length
+                continue
+            grids = [self.processor.image_processor.plan(*s).grid for s in layout.picture_sizes]
+            num_crops = sum(grid.rows * grid.columns + 1 for grid in grids)
+            num_labels = len(layout.labels) - layout.labels.count(IGNORE_INDEX)
+            counts[:, position] = len(layout.input_ids), num_crops, num_labels
+        self._lengths, self.num_crops, self.num_labels = counts
 
     def apply_survey(self, survey: Survey) -> LeftOut:
         """Leave out what a survey found too long, and keep the lengths that it counted.

@@ -17,6 +17,9 @@ from phi3v.data.encoding import Example
 # Units are drawn at random into windows of this size and packed within them: large enough to fill
 # packs, small enough to mix the data.
 WINDOW = 16384
+# Units among which the best sum is searched at a time: 16 have 65,536 subsets, more than most packs
+# have tokens.
+CANDIDATES = 16
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ class Packs:
 def plan_packs(lengths: np.ndarray, pack_tokens: int, *, seed: int, num_ranks: int = 1) -> Packs:
     """Put units into packs of at most ``pack_tokens`` tokens.
 
-    Each pack starts with the longest unit left in its window and is filled with the longest ones
-    that still fit. A unit longer than a pack stands alone.
+    Each pack starts with the longest unit left in its window, as long units are the hardest to
+    place. Among a few of those that fit beside it, short and long ones, the subset that leaves the
+    least room is added, again until nothing fits. A unit longer than a pack stands alone.
 
     Args:
         lengths: int (U,) tokens of every unit.
@@ -56,15 +60,24 @@ def plan_packs(lengths: np.ndarray, pack_tokens: int, *, seed: int, num_ranks: i
 
     Raises:
         ValueError: There are fewer units than ranks.
+
+    Source:
+        Minimum bin slack with the longest item fixed: Gupta and Ho, "A new heuristic algorithm for
+        the one-dimensional bin-packing problem", 1999.
     """
     if len(lengths) < num_ranks:
         raise ValueError(
             f"{len(lengths)} samples cannot be spread over {num_ranks} processes; use fewer"
         )
+    # A unit of no tokens would fit for ever.
+    lengths = np.maximum(lengths, 1)
     order = np.random.default_rng(seed).permutation(len(lengths))
     packs: list[list[int]] = []
     for start in range(0, len(order), WINDOW):
-        packs += _pack_window(order[start : start + WINDOW], lengths, pack_tokens)
+        # The last pack of a window is seldom full; its units get another chance.
+        carried = packs.pop() if packs else []
+        window = np.concatenate([np.array(carried, np.int64), order[start : start + WINDOW]])
+        packs += _pack_window(window, lengths, pack_tokens)
     _split_to_multiple(packs, num_ranks)
     sizes = np.fromiter((len(pack) for pack in packs), np.int64, len(packs))
     units = np.fromiter((unit for pack in packs for unit in pack), np.int64, len(lengths))
@@ -79,11 +92,30 @@ def _pack_window(window: np.ndarray, lengths: np.ndarray, pack_tokens: int) -> l
     while units:
         pack, room = [units.pop()], pack_tokens - sizes.pop()
         while sizes and sizes[0] <= room:
-            place = bisect_right(sizes, room) - 1
-            room -= sizes.pop(place)
-            pack.append(units.pop(place))
+            num_fitting = bisect_right(sizes, room)
+            count = min(CANDIDATES, num_fitting)
+            # From the longest that fits down to the shortest, evenly spread.
+            places = [num_fitting - 1 - one * num_fitting // count for one in range(count)]
+            for one in _best_subset([sizes[place] for place in places], room):
+                room -= sizes.pop(places[one])
+                pack.append(units.pop(places[one]))
         packs.append(pack)
     return packs
+
+
+def _best_subset(sizes: list[int], room: int) -> list[int]:
+    """Find the places of the sizes whose sum is the largest that fits; the first are preferred."""
+    # Bit s of sums[n] says whether some of the first n sizes add up to s.
+    sums, within = [1], (2 << room) - 1
+    for size in sizes:
+        sums.append((sums[-1] | sums[-1] << size) & within)
+    rest = sums[-1].bit_length() - 1
+    chosen = []
+    for place in reversed(range(len(sizes))):
+        if not sums[place] >> rest & 1:
+            chosen.append(place)
+            rest -= sizes[place]
+    return chosen[::-1]
 
 
 def _split_to_multiple(packs: list[list[int]], num_ranks: int) -> None:
@@ -95,13 +127,16 @@ def _split_to_multiple(packs: list[list[int]], num_ranks: int) -> None:
         packs.append(pack[len(pack) // 2 :])
 
 
-def balanced_order(costs: np.ndarray, num_ranks: int, seed: int) -> np.ndarray:
+def balanced_order(
+    costs: np.ndarray, num_ranks: int, seed: int, *, batch_size: int = 1
+) -> np.ndarray:
     """Order packs so that those which run at the same time cost the same.
 
     Args:
         costs: (K,) cost of every pack in any unit, K a multiple of ``num_ranks``.
-        num_ranks: Number of consecutive packs that run side by side.
+        num_ranks: Number of ranks; consecutive batches run side by side on them.
         seed: Decides the order of the steps, and which rank gets which pack.
+        batch_size: Packs of a batch.
 
     Returns:
         int64 (K,) numbers of the packs.
@@ -109,7 +144,10 @@ def balanced_order(costs: np.ndarray, num_ranks: int, seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     steps = np.argsort(costs, kind="stable").reshape(-1, num_ranks)
     steps = random.permuted(steps, axis=1)
-    return random.permutation(steps).ravel()
+    steps = random.permutation(steps)
+    num_whole = len(steps) // batch_size * batch_size
+    batches = steps[:num_whole].reshape(-1, batch_size, num_ranks).swapaxes(1, 2)
+    return np.concatenate([batches.ravel(), steps[num_whole:].ravel()])
 
 
 class _Examples(Protocol):
@@ -156,21 +194,27 @@ class BalancedSampler(Sampler[int]):
 
     Args:
         costs: (K,) cost of every pack.
-        num_ranks: Number of processes; consecutive packs go to different ones.
+        num_ranks: Number of processes; consecutive batches go to different ones.
         seed: Base of the seed of every epoch.
+        batch_size: Packs of a batch.
     """
 
-    def __init__(self, costs: np.ndarray, num_ranks: int, seed: int) -> None:
+    def __init__(
+        self, costs: np.ndarray, num_ranks: int, seed: int, *, batch_size: int = 1
+    ) -> None:
         self.costs = costs
         self.num_ranks = num_ranks
         self.seed = seed
+        self.batch_size = batch_size
         self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.costs)
 
     def __iter__(self) -> Iterator[int]:
-        yield from balanced_order(self.costs, self.num_ranks, self.seed + self.epoch).tolist()
+        seed = self.seed + self.epoch
+        order = balanced_order(self.costs, self.num_ranks, seed, batch_size=self.batch_size)
+        yield from order.tolist()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of another epoch."""

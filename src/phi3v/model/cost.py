@@ -6,8 +6,6 @@ layer.
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from phi3v.model.configuration import Phi3VConfig
 
 
@@ -28,15 +26,6 @@ class ForwardCost:
     per_label: float
     per_image_token: float
     per_crop: float
-
-    def of_documents(self, lengths: np.ndarray, crops: np.ndarray | int = 0) -> np.ndarray:
-        """Return the operations of decoder and tower for documents of these lengths and crops."""
-        lengths = np.asarray(lengths, dtype=float)
-        return (
-            self.per_token * lengths
-            + self.per_squared_token * lengths**2
-            + self.per_crop * np.asarray(crops, dtype=float)
-        )
 
 
 def forward_cost(config: Phi3VConfig) -> ForwardCost:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,9 +10,10 @@ from phi3v.data.dataset import SupervisedDataset
 from phi3v.data.packing import PackedDataset, plan_packs
 from phi3v.data.sharing import share_groups
 from phi3v.model.configuration import Phi3VConfig
-from phi3v.model.cost import forward_cost
 from phi3v.training.arguments import Phi3VTrainingArguments
 from phi3v.training.flags import RunArguments
+from phi3v.training.operations import needed_operations
+from phi3v.training.parts import plan_parts
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +34,20 @@ def settle_batch_size(arguments: RunArguments) -> None:
 
 
 def pack_training_set(
-    dataset: SupervisedDataset, config: Phi3VConfig, training: Phi3VTrainingArguments
+    dataset: SupervisedDataset, config: Phi3VConfig, arguments: RunArguments
 ) -> PackedDataset:
-    """Plan the packs of a run.
+    """Plan the packs of a run; each knows the operations that it needs, those of the tower too.
 
     Args:
         dataset: Training set; lengths come from headers of media, no picture is decoded.
         config: Gives what a document costs, the image token and the rotary switch.
-        training: ``--pack_tokens``, ``--share_images``, ``--max_branches``, ``--seed``.
+        arguments: ``--pack_tokens``, ``--share_images``, ``--max_branches``, ``--seed``, and what
+            trains.
 
     Returns:
         Packs as a data set; their number is a multiple of the number of processes.
     """
+    training = arguments.training
     lengths = np.array(dataset.lengths(), dtype=np.int64)
     groups, tokens = None, lengths
     if training.share_images:
@@ -57,7 +61,9 @@ def pack_training_set(
     packs = plan_packs(
         tokens, training.pack_tokens, seed=training.seed, num_ranks=training.world_size
     )
-    costs = packs.sums(forward_cost(config).of_documents(tokens))
+    parts = plan_parts(arguments.model, arguments.lora)
+    units = _sizes_of_units(dataset, groups, tokens)
+    costs = packs.sums(needed_operations(config, parts, **units))
     logger.warning(
         "--packing: %d samples of %d tokens in %d rows, %.1f %% full; %d tokens are shared",
         len(lengths),
@@ -67,6 +73,29 @@ def pack_training_set(
         lengths.sum() - tokens.sum(),
     )
     return PackedDataset(dataset, packs, groups, costs=costs, tokens=packs.sums(tokens))
+
+
+def _sizes_of_units(
+    dataset: SupervisedDataset, groups: list[list[int]] | None, tokens: np.ndarray
+) -> dict[str, Any]:
+    """Gather what decides the operations of every unit, each picture of a group once."""
+    if dataset.num_crops is None or dataset.num_labels is None:
+        dataset.measure()
+    crops, labels = np.asarray(dataset.num_crops), np.asarray(dataset.num_labels)
+    if groups is None:
+        return {"lengths": tokens, "crops": crops, "labels": labels}
+    lengths = np.array(dataset.lengths(), dtype=np.int64)
+    counts = np.array([len(group) for group in groups])
+    starts = np.cumsum(counts) - counts
+    members = np.concatenate(groups)
+    # Of n lengths, n - 1 begin with what is shared; its own pairs count once.
+    prefixes = (np.add.reduceat(lengths[members], starts) - tokens) // np.maximum(counts - 1, 1)
+    return {
+        "lengths": tokens,
+        "crops": crops[members[starts]],
+        "labels": np.add.reduceat(labels[members], starts),
+        "squares": np.add.reduceat(lengths[members] ** 2, starts) - (counts - 1) * prefixes**2,
+    }
 
 
 def largest_batch(

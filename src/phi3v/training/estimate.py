@@ -6,11 +6,9 @@ No weights are loaded: the model is made on the meta device, wrapped and frozen 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from phi3v.model.configuration import Phi3VConfig
-from phi3v.model.cost import forward_cost
 from phi3v.model.loading import UNQUANTIZED_MODULES
 from phi3v.model.loss import CHUNK
 from phi3v.model.memory import WIDE, activation_bytes
@@ -24,7 +22,6 @@ from phi3v.training.building import choose_kernel, compute_dtype
 from phi3v.training.flags import RunArguments
 from phi3v.training.optimizer import state_bytes
 from phi3v.training.parts import (
-    PROJECTION,
     TOWER,
     cast_parts,
     freeze_parts,
@@ -194,45 +191,3 @@ def _largest_layer(model: Any) -> int:
         layer = name.partition(".layers.")[2].partition(".")[0] if ".layers." in name else name
         sizes[layer] = sizes.get(layer, 0) + parameter.numel() * parameter.element_size()
     return max(sizes.values())
-
-
-def needed_operations(
-    model: Any,
-    config: Phi3VConfig,
-    *,
-    lengths: np.ndarray,
-    crops: np.ndarray,
-    labels: int,
-    image_tokens: int,
-) -> float:
-    """Count the operations that the gradients of one epoch cannot do without.
-
-    Args:
-        model: Frozen where it does not train.
-        config: Its sizes.
-        lengths: Tokens of every document.
-        crops: Crops of every document, the global ones too.
-        labels: Supervised tokens of all of them.
-        image_tokens: Tokens of all pictures.
-    """
-    cost = forward_cost(config)
-    lengths = np.asarray(lengths, dtype=float)
-    parts: dict[str, set[str]] = {}
-    adapters = 0
-    for name, parameter, part in own_parameters(model):
-        if parameter.requires_grad:
-            adapted = "lora_" in name
-            parts.setdefault(part, set()).add("adapters" if adapted else "weights")
-            adapters += parameter.numel() if adapted and part not in (TOWER, PROJECTION) else 0
-    decoder = 3 if "weights" in parts.get("language model", ()) else 2
-    head = 3 if "weights" in parts.get("head", ()) else 2
-    tower = {True: 3, False: 2 if parts.get(TOWER) else 1}["weights" in parts.get(TOWER, ())]
-    projection = 3 if parts.get(PROJECTION) else 2 if parts.get(TOWER) else 1
-    return float(
-        decoder * cost.per_token * lengths.sum()
-        + 3 * cost.per_squared_token * (lengths**2).sum()
-        + 6 * adapters * lengths.sum()
-        + head * cost.per_label * labels
-        + tower * cost.per_crop * float(np.sum(crops))
-        + projection * cost.per_image_token * image_tokens
-    )

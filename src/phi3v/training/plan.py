@@ -16,9 +16,10 @@ from phi3v.training.activations import REGIMES, USABLE
 from phi3v.training.batching import Batch, largest_batch, pack_training_set, settle_batch_size
 from phi3v.training.checks import check_arguments
 from phi3v.training.datasets import build_datasets
-from phi3v.training.estimate import make_model, memory_of, needed_operations
+from phi3v.training.estimate import make_model, memory_of
 from phi3v.training.flags import RunArguments, parse_arguments, yaml_flags
-from phi3v.training.parts import format_table, table_of_parts
+from phi3v.training.operations import count_adapters, needed_operations
+from phi3v.training.parts import format_table, plan_parts, table_of_parts
 from phi3v.training.plan_table import format_plan
 from phi3v.training.strategies import STRATEGIES, strategy_of
 
@@ -106,20 +107,16 @@ def measure_data(arguments: RunArguments, config: Any) -> tuple[Batch, dict[str,
     packs = None
     if training.packing:
         settle_batch_size(arguments)
-        packs = pack_training_set(dataset, config, training)
+        packs = pack_training_set(dataset, config, arguments)
     size = training.per_device_train_batch_size
     num_batches = -(-(len(lengths) if packs is None else len(packs)) // size)
     batch = largest_batch(dataset, packs, training)
-    side = config.vision.tokens_per_side if config.has_vision else 0
     return batch, {
         "samples": len(lengths),
         "tokens": int(lengths.sum()),
         "batches": num_batches,
-        "lengths": lengths,
-        "crops": crops,
         "labels": int(dataset.num_labels.sum()),
-        # Separators are left out: less than a tenth of an image.
-        "image_tokens": int(crops.sum()) * side * side,
+        "per_sample": {"lengths": lengths, "crops": crops, "labels": dataset.num_labels},
     }
 
 
@@ -159,9 +156,12 @@ def make_plan(own: argparse.Namespace, arguments: RunArguments) -> dict[str, Any
         name: next((regime for regime in REGIMES if one[regime].total <= room), None)
         for name, one in sizes.items()
     }
-    lengths, crops = epoch.pop("lengths"), epoch.pop("crops")
-    rest = {name: epoch[name] for name in ("labels", "image_tokens")}
-    operations = needed_operations(model, config, lengths=lengths, crops=crops, **rest)
+    parts = plan_parts(arguments.model, arguments.lora)
+    operations = float(
+        needed_operations(
+            config, parts, num_adapters=count_adapters(model), **epoch.pop("per_sample")
+        ).sum()
+    )
     rate = own.mfu * (own.peak_tflops or peak) * 1e12 * own.num_gpus
     epoch |= {"operations": operations, "seconds": operations / rate, "mfu": own.mfu}
     rows = table_of_parts(model, arguments.training, arguments.lora)

@@ -138,7 +138,7 @@ def prepare(
     if training.packing:
         settle_batch_size(arguments)
         assert surveyed is not None
-        train_set = packs = pack_training_set(surveyed, config, training)
+        train_set = packs = pack_training_set(surveyed, config, arguments)
     model = build_model(arguments)
     regime = apply_activation_memory(arguments, model, config, train_set)
     plan = None

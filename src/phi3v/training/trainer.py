@@ -113,7 +113,8 @@ class Phi3VTrainer(SavingTrainer):
         """Group by length without opening a picture: the library would load every example."""
         dataset: Any = train_dataset or self.train_dataset
         if isinstance(dataset, PackedDataset):
-            return BalancedSampler(dataset.costs, self.args.world_size, self.args.seed)
+            ranks, size = self.args.world_size, self.args.train_batch_size
+            return BalancedSampler(dataset.costs, ranks, self.args.seed, batch_size=size)
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(dataset)
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps

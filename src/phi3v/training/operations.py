@@ -1,0 +1,65 @@
+"""Operations that a run cannot do without: what each part costs, times its passes.
+
+Letter: U units, that is documents, or groups of them that share a beginning.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from phi3v.model.configuration import Phi3VConfig
+from phi3v.model.cost import forward_cost
+from phi3v.training.parts import PROJECTION, TOWER, Plan, own_parameters
+
+
+def needed_operations(
+    config: Phi3VConfig,
+    plan: Plan,
+    *,
+    lengths: np.ndarray,
+    crops: np.ndarray,
+    labels: np.ndarray,
+    squares: np.ndarray | None = None,
+    num_adapters: int = 0,
+) -> np.ndarray:
+    """Count the operations that the gradients of each unit cannot do without.
+
+    A product is made once forward, once more for the gradient of its input where something below
+    trains, and once more for that of its weight where it trains itself.
+
+    Args:
+        config: Sizes of the model.
+        plan: What trains.
+        lengths: (U,) tokens.
+        crops: (U,) crops, the global ones too.
+        labels: (U,) supervised tokens.
+        squares: (U,) twice the pairs of tokens that attend to each other; None takes the squared
+            lengths, as of single documents.
+        num_adapters: Numbers in adapters of the decoder, which add to every token.
+
+    Returns:
+        (U,) operations.
+    """
+    cost = forward_cost(config)
+    lengths = np.asarray(lengths, dtype=float)
+    squares = lengths**2 if squares is None else squares
+    decoder = 3 if plan.language == "full" else 2
+    tower = {"frozen": 1, "LoRA": 2, "full": 3}[plan.vision]
+    projection = 3 if plan.projection != "frozen" else min(tower, 2)
+    # Separators are left out: less than a tenth of an image.
+    crop_tokens = config.vision.tokens_per_side**2 if config.has_vision else 0
+    return (
+        (decoder * cost.per_token + 6 * num_adapters) * lengths
+        + 3 * cost.per_squared_token * squares
+        + decoder * cost.per_label * labels
+        + (tower * cost.per_crop + projection * cost.per_image_token * crop_tokens) * crops
+    )
+
+
+def count_adapters(model: Any) -> int:
+    """Count the numbers in adapters of the decoder, which every token passes."""
+    return sum(
+        parameter.numel()
+        for name, parameter, part in own_parameters(model)
+        if "lora_" in name and part not in (TOWER, PROJECTION)
+    )
