@@ -6,7 +6,7 @@ from safetensors.numpy import save_file
 from tests.training.killing import survives
 
 from phi3v.model import durable
-from phi3v.model.files import check_weight_files
+from phi3v.model.stored import check_weight_files
 
 
 def folder_of(path: Path, text: str) -> Path:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,8 +46,13 @@ def drop_a_weight(folder: Path) -> None:
     [
         (lambda d: (d / WEIGHTS).write_bytes(b"xx"), "is damaged or cut off"),
         (lambda d: (d / "adapter_config.json").write_text("{"), "cannot be read as JSON"),
-        (lambda d: edit(d / "adapter_config.json", r=4), "cannot be put on its base model"),
-        (lambda d: edit(d / "adapter_config.json", peft_type="NEW"), "cannot be put on its base"),
+        (lambda d: edit(d / "adapter_config.json", r=1), "cannot be put on its base model"),
+        (lambda d: edit(d / "adapter_config.json", r=4), "r is 4, but the largest rank .* is 2"),
+        (lambda d: edit(d / "adapter_config.json", rank_pattern={"a": 10**9}), "a is 1000000000"),
+        (lambda d: edit(d / "adapter_config.json", lora_alpha="8"), "lora_alpha is '8', expected"),
+        (lambda d: edit(d / "adapter_config.json", peft_type="NEW"), "only LORA adapters are"),
+        (lambda d: edit(d / "adapter_config.json", megatron_config={}), "megatron_config, which"),
+        (lambda d: edit(d / "adapter_config.json", layer_replication=[[0, 9]]), "which is not"),
         (lambda d: edit(d / "adapter_config.json", target_modules=["none"]), "cannot be put on"),
         (drop_a_weight, "Found missing adapter keys"),
         (
@@ -71,9 +77,66 @@ def test_adapter_without_weights_is_named(adapter: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": []}'])
 def test_index_without_its_map_is_named(folder: Path, content: str) -> None:
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(content)
     with pytest.raises(ValueError, match="has no weight_map"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b", 1, ["a"], "a\0"])
+def test_an_index_names_files_beside_it_only(folder: Path, name: object) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+    index = json.dumps({"weight_map": {"lm_head.weight": name}})
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match="expected the name of a file beside it"):
+        load_model(folder)
+
+
+def test_a_link_to_weights_elsewhere_is_followed(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "blob")
+    (folder / "model.safetensors").symlink_to(folder.parent / "blob")
+    assert load_model(folder).config.model_type == "phi3_v"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"transformers_weights": "other.safetensors"}, "transformers_weights, which is not read"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantise them while they are loaded"),
+        ({"hidden_size": 32 * 10**9, "num_attention_heads": 10**9}, "impossible model"),
+        ({"vocab_size": 10**12}, "other shapes than its config.json"),
+        ({"num_hidden_layers": 1000}, "the files hold 2 layers"),
+        ({"num_hidden_layers": 10**12}, "must be at most 1024"),
+    ],
+)
+def test_a_config_takes_no_memory_for_what_is_not_stored(
+    folder: Path, fields: dict[str, object], message: str
+) -> None:
+    edit(folder / "config.json", **fields)
+    with pytest.raises(ValueError, match=message):
+        load_model(folder)
+
+
+def test_weights_of_whole_numbers_are_refused(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        weights | {"lm_head.weight": weights["lm_head.weight"].int()}, folder / "model.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"'lm_head\.weight' of type I32, expected one of BF16"):
+        load_model(folder)
+
+
+def test_a_vast_json_file_is_not_read(folder: Path) -> None:
+    with (folder / "config.json").open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match="bytes are more than"):
+        load_model(folder)
+
+
+def test_deep_json_is_named(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json cannot be read as JSON"):
+        load_processor(folder)
 
 
 def test_empty_weight_file_is_named(folder: Path) -> None:
@@ -86,7 +149,7 @@ def test_empty_weight_file_is_named(folder: Path) -> None:
     ("fields", "message"),
     [
         ({"num_hidden_layers": 1}, "holds 6 weights that its config.json does not describe"),
-        ({"num_hidden_layers": 3}, "lacks 6 of the model's weights"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers 3, but the files hold 2 layers"),
         ({"intermediate_size": 64}, "other shapes than its config.json"),
     ],
 )
@@ -116,6 +179,24 @@ def test_pickled_weights_are_read_and_their_faults_named(folder: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(ValueError, match=r"pytorch_model\.bin cannot be read"):
             load_model(folder)
+
+
+@pytest.mark.parametrize("bomb", ["compressed", "repeated"])
+def test_a_pickle_that_grows_is_refused(folder: Path, bomb: str) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    file = folder / "pytorch_model.bin"
+    shape = weights["lm_head.weight"].shape
+    repeated = {"lm_head.weight": torch.zeros(1).expand(10**6, shape[1])}
+    torch.save(weights | (repeated if bomb == "repeated" else {}), file)
+    if bomb == "compressed":
+        with zipfile.ZipFile(file) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+    with pytest.raises(ValueError, match="do not trust its source"):
+        load_model(folder)
 
 
 def test_weights_under_another_name_are_not_taken(folder: Path) -> None:

@@ -10,8 +10,9 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from phi3v.evaluation.card import MARK, CardFacts, build_card, is_hub_id
 from phi3v.evaluation.run_files import RUN_FILE, RunFiles, read_run
 from phi3v.model.durable import write_text
-from phi3v.model.files import ADAPTER_CONFIG, check_adapter_files, check_weight_files, read_json
+from phi3v.model.files import ADAPTER_CONFIG, read_json
 from phi3v.model.loading import base_of_adapter, is_adapter_folder, load_config
+from phi3v.model.stored import check_adapter_files, check_weight_files
 
 CARD_FILE = "README.md"
 # Stands in the empty form that PEFT writes beside an adapter.

@@ -101,8 +101,9 @@ class Phi3VConfig(PreTrainedConfig):
         kwargs.pop("_attn_implementation", None)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        super().__post_init__(**kwargs)
+        # Before the library makes anything of them.
         self._check_sizes()
+        super().__post_init__(**kwargs)
         self._check_rope_scaling()
         self._check_vision()
 

@@ -1,29 +1,43 @@
 """Reading the plain files of a checkpoint folder, with errors that say what is wrong."""
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from phi3v.model.configuration import PUBLISHED_REPOSITORY
-from phi3v.model.durable import check_sealed_weights
+from phi3v.model.configuration import PUBLISHED_REPOSITORY, Phi3VConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
+# The published tokenizer.json has 2 MB; a vast file would only fill the memory.
+_MOST_JSON_BYTES = 64 << 20
+# Fields by which the library would take other files, or leave out what is checked here.
+_REFUSED_FIELDS = {
+    "transformers_weights": "weights lie in model.safetensors, or in shards with an index",
+    "quantization_config": "store the weights as they are, and quantise them while they are loaded",
+    "compression_config": "store the weights as they are, and quantise them while they are loaded",
+}
+_PROCESSOR_FILES = (
+    *("preprocessor_config.json", "processor_config.json", "tokenizer.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    "chat_template.json",
+)
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object from a file.
 
     Raises:
-        ValueError: The file is unreadable, no JSON, or holds something else than an object.
+        ValueError: The file is unreadable, vast, no JSON, or holds something else than an object.
     """
     try:
+        if (size := file.stat().st_size) > _MOST_JSON_BYTES:
+            raise ValueError(f"{size:,} bytes are more than the {_MOST_JSON_BYTES:,} of any model")
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{file} cannot be read as JSON: {error}; copy or download it again"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold a JSON object, found {type(content).__name__}")
     return content
@@ -45,79 +59,43 @@ def check_exists(path: str | Path) -> None:
         )
 
 
-def check_weight_files(folder: Path) -> None:
-    """Check that all safetensors files of a folder are there and whole, by their headers.
+def load_config(path: str | Path) -> Phi3VConfig:
+    """Read and check the config of a checkpoint folder or hub id.
 
     Raises:
-        FileNotFoundError: No weights, or a shard that the index names is missing.
-        ValueError: A file is truncated or damaged.
+        FileNotFoundError: There is no such folder, or it has no config.json.
+        ValueError: The config is unreadable or that of another model.
     """
-    check_sealed_weights(folder)
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise ValueError(f"{index} has no weight_map; copy the file again")
-        files = [folder / name for name in sorted(set(shards.values()))]
-    else:
-        files = [file for file in [folder / "model.safetensors"] if file.is_file()]
-    pickles = [] if files else sorted(folder.glob("pytorch_model*.bin"))
-    if not files and not pickles:
-        raise FileNotFoundError(
-            f"{folder} holds no weights: expected model.safetensors, or shards with {index.name}"
-        )
-    for file in pickles:
-        _load_tensors(file)
-    for file in files:
+    check_exists(path)
+    file = Path(path) / "config.json"
+    if Path(path).is_dir():
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing, but {index.name} names it; copy it again")
-        _check_whole(file)
+            raise FileNotFoundError(
+                f"{path} has no config.json; expected a Phi-3-vision checkpoint folder"
+            )
+        _check_config_fields(file, read_json(file))
+    try:
+        return Phi3VConfig.from_pretrained(path)
+    except (OSError, ValueError):
+        raise
+    # Fields of impossible types end in whatever the library's readers trip over.
+    except Exception as error:
+        raise ValueError(f"{file} cannot be read as a config: {error}") from error
 
 
-def check_loaded_weights(path: str | Path, report: dict[str, Any]) -> None:
-    """Refuse weights that are not exactly those that the config describes.
-
-    Args:
-        path: Checkpoint, for the message.
-        report: What ``from_pretrained`` tells about the keys of the files.
-
-    Raises:
-        ValueError: Weights lack, are left over, or have other shapes.
-    """
-    if mismatched := sorted(report["mismatched_keys"]):
-        name, stored, expected = mismatched[0]
+def _check_config_fields(file: Path, fields: dict[str, Any]) -> None:
+    found = fields.get("model_type")
+    if found != Phi3VConfig.model_type:
         raise ValueError(
-            f"{path} holds {len(mismatched)} weights of other shapes than its config.json "
-            f"describes, first {name!r}: {tuple(stored)} instead of {tuple(expected)}; the two "
-            "files belong to different models"
+            f"{file} describes a model of type {found!r}, expected 'phi3_v'; phi3v works with "
+            "Phi-3-vision and Phi-3.5-vision only"
         )
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"{path} lacks {len(missing)} of the model's weights, first {missing[0]!r}; the "
-            "checkpoint is incomplete: copy or save it again"
-        )
-    if surplus := sorted(report["unexpected_keys"]):
-        raise ValueError(
-            f"{path} holds {len(surplus)} weights that its config.json does not describe, first "
-            f"{surplus[0]!r}; the two files belong to different models"
-        )
-
-
-def check_adapter_files(folder: Path) -> None:
-    """Check that an adapter folder has its weights and that they are whole.
-
-    Raises:
-        FileNotFoundError: No weights.
-        ValueError: The file is truncated or damaged.
-    """
-    check_sealed_weights(folder)
-    file = folder / "adapter_model.safetensors"
-    if file.is_file():
-        _check_whole(file)
-    elif not (folder / "adapter_model.bin").is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no adapter weights: expected {file.name}; copy or train it again"
-        )
+    stored = fields.get("torch_dtype")
+    if stored is not None and not isinstance(getattr(torch, str(stored), None), torch.dtype):
+        raise ValueError(f"{file}: torch_dtype is {stored!r}, expected a type such as bfloat16")
+    for name, way_out in _REFUSED_FIELDS.items():
+        if fields.get(name) is not None:
+            raise ValueError(f"{file} has a {name}, which is not read: {way_out}")
 
 
 def check_processor_files(folder: Path) -> None:
@@ -126,44 +104,6 @@ def check_processor_files(folder: Path) -> None:
     Raises:
         ValueError: One is damaged.
     """
-    for name in ("preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"):
+    for name in _PROCESSOR_FILES:
         if (folder / name).is_file():
             read_json(folder / name)
-
-
-def _check_whole(file: Path) -> None:
-    try:
-        with safe_open(file, framework="pt"):
-            pass
-    except SafetensorError as error:
-        raise ValueError(
-            f"{file} is damaged or cut off ({error}); copy or download it again"
-        ) from error
-
-
-def read_seed_weights(file: Path) -> dict[str, torch.Tensor]:
-    """Read the pickle of weights that adapter folders of the seed project hold.
-
-    Only tensors are read; nothing in the file is run. The original's second name of the token table
-    is dropped.
-
-    Raises:
-        ValueError: The file is damaged, or holds something else than named tensors.
-    """
-    weights = _load_tensors(file)
-    if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
-    ):
-        raise ValueError(f"{file} must hold named tensors and nothing else")
-    return {name: value for name, value in weights.items() if ".wte." not in name}
-
-
-def _load_tensors(file: Path) -> Any:
-    """Read a pickle of tensors, mapped into memory; nothing else in it is run."""
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(
-            f"{file} cannot be read: it is damaged, or holds something else than tensors, and "
-            "only tensors are read from a pickle"
-        ) from error

@@ -11,19 +11,18 @@ import torch
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_flash_attn_2_available
 
-from phi3v.model.configuration import Phi3VConfig
 from phi3v.model.files import (
     ADAPTER_CONFIG,
-    check_adapter_files,
     check_exists,
-    check_loaded_weights,
     check_processor_files,
-    check_weight_files,
+    load_config,
     read_json,
-    read_seed_weights,
 )
+from phi3v.model.fitting import check_fit
 from phi3v.model.modeling import Phi3VForCausalLM
+from phi3v.model.pickles import read_seed_weights
 from phi3v.model.processing import Phi3VProcessor
+from phi3v.model.stored import check_adapter_files, check_loaded_weights, check_weight_files
 
 # What the seed project's adapter folders keep their fully trained parts in.
 SEED_WEIGHTS = "non_lora_state_dict.bin"
@@ -46,7 +45,7 @@ def base_of_adapter(path: str | Path) -> str:
     """
     settings = read_json(Path(path) / ADAPTER_CONFIG)
     base = settings.get("base_model_name_or_path")
-    if not base:
+    if not isinstance(base, str) or not base:
         raise ValueError(
             f"{Path(path) / ADAPTER_CONFIG} names no base_model_name_or_path; write the path of "
             "the base model into it"
@@ -84,32 +83,6 @@ def quantization_config(
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=compute_dtype,
     )
-
-
-def load_config(path: str | Path) -> Phi3VConfig:
-    """Read and check the config of a checkpoint folder or hub id.
-
-    Raises:
-        FileNotFoundError: There is no such folder, or it has no config.json.
-        ValueError: The config is unreadable or that of another model.
-    """
-    check_exists(path)
-    file = Path(path) / "config.json"
-    if Path(path).is_dir():
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{path} has no config.json; expected a Phi-3-vision checkpoint folder"
-            )
-        found = read_json(file).get("model_type")
-        if found != Phi3VConfig.model_type:
-            raise ValueError(
-                f"{file} describes a model of type {found!r}, expected 'phi3_v'; phi3v works with "
-                "Phi-3-vision and Phi-3.5-vision only"
-            )
-        stored = read_json(file).get("torch_dtype")
-        if stored is not None and not isinstance(getattr(torch, str(stored), None), torch.dtype):
-            raise ValueError(f"{file}: torch_dtype is {stored!r}, expected a type such as bfloat16")
-    return Phi3VConfig.from_pretrained(path)
 
 
 def load_model(
@@ -153,22 +126,29 @@ def load_model(
         raise ValueError("flash_attention_2 needs flash-attn and a GPU; sdpa runs everywhere")
     config = load_config(path)
     if Path(path).is_dir():
-        check_weight_files(Path(path))
+        check_fit(Path(path), config, check_weight_files(Path(path)))
     if isinstance(quantization, str):
         if quantization not in ("4bit", "8bit"):
             raise ValueError(f"quantization is {quantization!r}, expected '4bit' or '8bit'")
         quantization = quantization_config(4 if quantization == "4bit" else 8)
-    loaded: Any = Phi3VForCausalLM.from_pretrained(
-        path,
-        config=config,
-        dtype=dtype or "auto",
-        attn_implementation=attn_implementation or choose_attention(dtype or config.dtype),
-        device_map=device,
-        quantization_config=quantization,
-        output_loading_info=True,
-        # Told below, by name; the library only points at its log.
-        ignore_mismatched_sizes=True,
-    )
+    try:
+        loaded: Any = Phi3VForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype or "auto",
+            attn_implementation=attn_implementation or choose_attention(dtype or config.dtype),
+            device_map=device,
+            quantization_config=quantization,
+            output_loading_info=True,
+            # Told below, by name; the library only points at its log.
+            ignore_mismatched_sizes=True,
+        )
+    # Fields that mean something to the library only end in whatever it trips over.
+    except (AttributeError, KeyError, TypeError, IndexError, AssertionError) as error:
+        raise ValueError(
+            f"{path} cannot be opened: {type(error).__name__}: {error}; a field of its JSON files "
+            "is of another type than in the published ones"
+        ) from error
     model, report = loaded
     check_loaded_weights(path, report)
     return model.eval()
@@ -206,9 +186,10 @@ def _open_adapter(model: Phi3VForCausalLM, folder: Path) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
             wrapped = PeftModel.from_pretrained(model, str(folder))
-    except (RuntimeError, KeyError, ValueError, UserWarning) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    # Fields of impossible types end in whatever PEFT trips over.
+    except Exception as error:
         raise ValueError(
             f"the adapter in {folder} cannot be put on its base model: {error}; is the base "
             "right, and were all files copied?"

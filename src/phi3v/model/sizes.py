@@ -11,10 +11,12 @@ _WHOLE = (
     "image_size",
     "patch_size",
 )
+# The published decoder has 32; of a billion, the list of their kinds alone would fill the memory.
+_MOST_LAYERS = 1024
 
 
 def check_whole_numbers(owner: object, names: Iterable[str], *, where: str) -> None:
-    """Check that fields hold positive whole numbers.
+    """Check that fields hold positive whole numbers, and that layers can be listed.
 
     Raises:
         ValueError: One does not.
@@ -23,6 +25,8 @@ def check_whole_numbers(owner: object, names: Iterable[str], *, where: str) -> N
         value = getattr(owner, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{where}: {name} must be a positive whole number, found {value!r}")
+        if name == "num_hidden_layers" and value > _MOST_LAYERS:
+            raise ValueError(f"{where}: {name} must be at most {_MOST_LAYERS}, found {value}")
 
 
 @dataclass(frozen=True)

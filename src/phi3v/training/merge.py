@@ -8,10 +8,8 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from peft import PeftModel
 
 from phi3v.model.durable import put_in_place, seal
-from phi3v.model.files import check_weight_files
 from phi3v.model.loading import (
     base_of_adapter,
     is_adapter_folder,
@@ -20,7 +18,8 @@ from phi3v.model.loading import (
     load_processor,
 )
 from phi3v.model.saving import carry_code_files, save_checkpoint
-from phi3v.training.merging import Adapter, rewrite_weights, weight_files
+from phi3v.model.stored import check_adapter_files, check_weight_files, weight_files
+from phi3v.training.merging import Adapter, rewrite_weights
 
 _INDEX = "model.safetensors.index.json"
 _VERIFY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
@@ -62,12 +61,13 @@ def merge(
         raise FileExistsError(f"{target} exists; name a new folder or add --overwrite")
     load_config(base_folder)
     check_weight_files(base_folder)
+    check_adapter_files(adapter_folder)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         adapter = Adapter(adapter_folder)
-        if adapter.is_plain:
+        if adapter.is_plain and weight_files(base_folder):
             _merge_streaming(adapter, base_folder, partial)
         else:
             _merge_in_memory(adapter_folder, base_folder, partial)
@@ -111,10 +111,10 @@ def _merge_streaming(adapter: Adapter, base_folder: Path, target: Path) -> None:
 
 
 def _merge_in_memory(adapter_folder: Path, base_folder: Path, target: Path) -> None:
-    """Let PEFT merge what only it can compute, such as PiSSA's start values."""
+    """Let PEFT merge what only it can compute, such as PiSSA's start values, or a pickled base."""
     dtype = load_config(base_folder).dtype
-    model = load_model(base_folder, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, str(adapter_folder)).merge_and_unload()
+    adapted = load_model(adapter_folder, dtype=torch.float32, base=base_folder)
+    merged = adapted.merge_and_unload()
     save_checkpoint(merged.to(dtype), None, target, base=base_folder)
 
 

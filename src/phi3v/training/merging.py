@@ -6,7 +6,7 @@ Letters: O rows and I columns of a weight, r rank, V vocabulary, H hidden size.
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from phi3v.model.files import read_json, read_seed_weights
+from phi3v.model.files import read_json
 from phi3v.model.loading import ADAPTER_CONFIG, SEED_WEIGHTS
+from phi3v.model.pickles import read_seed_weights
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -235,8 +236,3 @@ def _copy_bytes(file: int, out: int, start: int, end: int) -> None:
         sent = os.sendfile(out, file, start, end - start)
         _check_length(min(sent, 1), 1)
         start += sent
-
-
-def weight_files(folder: Path) -> Iterator[Path]:
-    """Walk over the safetensors files of a checkpoint in order."""
-    yield from sorted(folder.glob("model*.safetensors"))
