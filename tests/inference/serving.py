@@ -5,8 +5,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import httpx
 import torch
 from fastapi import FastAPI
 
@@ -14,6 +16,9 @@ from phi3v.inference.api import ApiSettings, add_api
 from phi3v.inference.guard import Bounds, Guard
 from phi3v.inference.server import Server, open_socket
 from phi3v.inference.service import Service
+
+# A busy machine may need longer than the five seconds that are usual.
+get, post = partial(httpx.get, timeout=60), partial(httpx.post, timeout=60)
 
 
 @contextmanager
@@ -29,7 +34,7 @@ def run_app(app: Any, on_stop: Any) -> Iterator[int]:
             time.sleep(0.01)
         yield listener.getsockname()[1]
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive(), "the server has not stopped"
 
 
@@ -47,10 +52,10 @@ def run_api(
     guard = Guard(app, bounds or Bounds(), api_key)
     with run_app(guard, service.scheduler.close) as port:
         yield f"http://127.0.0.1:{port}"
-    assert service.scheduler.join(10), "the thread of the model has not stopped"
+    assert service.scheduler.join(60), "the thread of the model has not stopped"
 
 
-def wait_until(condition: Any, seconds: float = 10.0) -> None:
+def wait_until(condition: Any, seconds: float = 60.0) -> None:
     """Wait for a condition of another thread."""
     until = time.monotonic() + seconds
     while not condition():

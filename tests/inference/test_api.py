@@ -10,7 +10,7 @@ import openai
 import pytest
 from PIL import Image
 from tests.data.clips import write_clip
-from tests.inference.serving import make_endless, run_api, wait_until
+from tests.inference.serving import get, make_endless, post, run_api, wait_until
 
 from phi3v.inference.scheduling import Limits
 from phi3v.inference.service import Service
@@ -131,7 +131,7 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
 
 
 def test_health_counts_requests(url: str) -> None:
-    health = httpx.get(f"{url}/health").json()
+    health = get(f"{url}/health").json()
     assert health["status"] == "ok"
     assert set(health["requests"]) == {"running", "waiting", "opening"}
 
@@ -214,10 +214,10 @@ def test_conversations_that_cannot_be_answered_get_a_message(
 
 def test_errors_have_the_form_of_the_api(url: str) -> None:
     for response, status in (
-        (httpx.post(f"{url}/v1/chat/completions", json={"model": "tiny"}), 400),
-        (httpx.post(f"{url}/v1/chat/completions", content="{}"), 415),
-        (httpx.get(f"{url}/v1/nothing"), 404),
-        (httpx.get(f"{url}/v1/chat/completions"), 405),
+        (post(f"{url}/v1/chat/completions", json={"model": "tiny"}), 400),
+        (post(f"{url}/v1/chat/completions", content="{}"), 415),
+        (get(f"{url}/v1/nothing"), 404),
+        (get(f"{url}/v1/chat/completions"), 405),
     ):
         assert response.status_code == status
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
@@ -241,9 +241,9 @@ def test_generation_stops_when_the_client_leaves(
     service = Service(make_endless(load_model(tiny_folder)), processor, "tiny")
     body = {"model": "tiny", "messages": [user("Hm")], "max_tokens": 50000, "stream": stream}
     with run_api(service) as url, httpx.Client() as http:
-        post = ("POST", f"{url}/v1/chat/completions")
+        request = ("POST", f"{url}/v1/chat/completions")
         with pytest.raises(httpx.ReadTimeout):
-            with http.stream(*post, json=body, timeout=2) as reply:
+            with http.stream(*request, json=body, timeout=2) as reply:
                 pieces = reply.iter_raw()
                 next(pieces)
                 wait_until(lambda: service.scheduler.counts()["running"] == 1)
@@ -259,13 +259,13 @@ def test_a_full_line_is_told_with_a_time_to_retry(
     service = Service(model, processor, "tiny", limits=limits)
     body: dict[str, Any] = {"model": "tiny", "messages": [user("Hm")], "max_tokens": 30000}
     with run_api(service) as url, ThreadPoolExecutor(3) as pool:
-        post = f"{url}/v1/chat/completions"
+        address = f"{url}/v1/chat/completions"
         waiting = []
         for number in range(3):
-            waiting.append(pool.submit(httpx.post, post, json=body, timeout=60))
+            waiting.append(pool.submit(post, address, json=body))
             wait_until(lambda number=number: sum(service.scheduler.counts().values()) > number)
         wait_until(lambda: service.scheduler.counts()["waiting"] == 2)
-        refused = httpx.post(post, json=body)
+        refused = post(address, json=body)
         service.scheduler.close()
         statuses = {one.result().status_code for one in waiting}
     assert refused.status_code == 429

@@ -247,7 +247,7 @@ def test_a_signal_ends_it_cleanly(served: Served) -> None:
     import httpx
 
     body = {"messages": [{"role": "user", "content": "Hm"}], "model": "run_7", "stream": True}
-    with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body) as reply:
+    with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=60) as reply:
         events = reply.iter_lines()
         next(events)
         assert served.stop(signal.SIGTERM) == 0

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from tests.inference.serving import run_app
+from tests.inference.serving import get, post, run_app
 
 from phi3v.inference.guard import Bounds, Guard
 from phi3v.inference.service import Service
@@ -51,14 +51,14 @@ def url(model: Any, processor: Phi3VProcessor, uploads: Path) -> Iterator[str]:
 
 
 def upload(url: str, content: bytes = b"content", name: str = "a.png") -> str:
-    reply = httpx.post(f"{url}/gradio_api/upload", files={"files": (name, content)})
+    reply = post(f"{url}/gradio_api/upload", files={"files": (name, content)})
     assert reply.status_code == 200
     return str(reply.json()[0])
 
 
 def ask(url: str, *paths: str) -> str:
     """Submit a question with files, as the browser does, and return what the page is told."""
-    config = httpx.get(f"{url}/config").json()
+    config = get(f"{url}/config").json()
     submit = next(one for one in config["dependencies"] if one["targets"][0][1] == "submit")
     files = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths]
     values = {"seed": -1, "value": 1}
@@ -69,7 +69,7 @@ def ask(url: str, *paths: str) -> str:
     ]
     session = uuid.uuid4().hex
     body = {"data": data, "fn_index": submit["id"], "session_hash": session, "trigger_id": None}
-    assert httpx.post(f"{url}/gradio_api/queue/join", json=body).status_code == 200
+    assert post(f"{url}/gradio_api/queue/join", json=body).status_code == 200
     told = ""
     stream = f"{url}/gradio_api/queue/data?session_hash={session}"
     with httpx.stream("GET", stream, timeout=30) as reply:
@@ -133,24 +133,24 @@ def test_a_question_cannot_name_an_address(url: str, monkeypatch: pytest.MonkeyP
 def test_no_route_gives_files_of_the_server(
     url: str, uploads: Path, secret: Path, route: str
 ) -> None:
-    reply = httpx.get(url + route.format(secret, uploads))
+    reply = get(url + route.format(secret, uploads))
     assert reply.status_code in (400, 403, 404, 405)
     assert SECRET not in reply.text
 
 
 def test_own_code_is_not_given_either(url: str) -> None:
     for file in ("pyproject.toml", "src/phi3v/cli.py", str(Path(__file__))):
-        assert httpx.get(f"{url}/gradio_api/file={file}").status_code in (403, 404)
+        assert get(f"{url}/gradio_api/file={file}").status_code in (403, 404)
 
 
 def test_uploads_have_a_largest_size(url: str) -> None:
     for size in ((1 << 20) + 10000, 3 << 20):
         files = {"files": ("a.png", b" " * size)}
-        assert httpx.post(f"{url}/gradio_api/upload", files=files).status_code == 413
+        assert post(f"{url}/gradio_api/upload", files=files).status_code == 413
 
 
 def test_pages_of_others_cannot_be_called_by_a_model(url: str) -> None:
-    assert "default-src 'self'" in httpx.get(url).headers["content-security-policy"]
+    assert "default-src 'self'" in get(url).headers["content-security-policy"]
 
 
 def test_a_password_stands_before_the_page(
@@ -158,9 +158,9 @@ def test_a_password_stands_before_the_page(
 ) -> None:
     with serve_page(model, processor, uploads, password="open") as port:
         url = f"http://127.0.0.1:{port}"
-        assert httpx.post(f"{url}/gradio_api/upload", files={"files": b"a"}).status_code == 401
-        assert httpx.get(f"{url}/config").status_code == 401
-        with httpx.Client(base_url=url) as client:
+        assert post(f"{url}/gradio_api/upload", files={"files": b"a"}).status_code == 401
+        assert get(f"{url}/config").status_code == 401
+        with httpx.Client(base_url=url, timeout=60) as client:
             form = {"username": "me", "password": "wrong"}
             assert client.post("/login", data=form).status_code == 400
             assert client.post("/login", data=form | {"password": "open"}).status_code == 200

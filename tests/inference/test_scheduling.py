@@ -67,7 +67,7 @@ def answer_all(
 
     found = asyncio.run(run())
     scheduler.close()
-    assert scheduler.join(10)
+    assert scheduler.join(60)
     return found
 
 
@@ -146,4 +146,4 @@ def test_a_full_and_a_closed_line_are_told_apart(processor: Phi3VProcessor) -> N
     scheduler.close()
     with pytest.raises(StoppedError):
         scheduler.check_room()
-    assert scheduler.join(10)
+    assert scheduler.join(60)
