@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.testing import assert_close
 from transformers import TextIteratorStreamer, TextStreamer
 
 from phi3v import Phi3VForCausalLM, Phi3VProcessor
-from phi3v.model.generation import images_per_row, select_images
 
 Make = Callable[..., Phi3VForCausalLM]
 # Nothing but the length stops a run.
@@ -66,8 +64,8 @@ def test_switch_encodes_everything_once(make_model: Make) -> None:
         lambda module, args, kwargs: fed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     model.generate(torch.arange(3, 66)[None], **FREE, max_new_tokens=5)
-    # Spec 4.3: a prompt of one less than the switch.
-    assert fed == [63, 1, 65, 1, 1]
+    # Spec 4.3: a prompt of one less than the switch. What is cached is made again.
+    assert fed == [63, 1, 64, 1, 1, 1]
 
 
 def test_prompt_past_the_switch_is_encoded_once(make_model: Make) -> None:
@@ -79,13 +77,44 @@ def test_prompt_past_the_switch_is_encoded_once(make_model: Make) -> None:
     assert fed == [65, 1, 1]
 
 
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"cache_implementation": "static"}])
 def test_tower_runs_once_per_answer(
-    make_model: Make, processor: Phi3VProcessor, rows: list[list[Any]]
+    make_model: Make, processor: Phi3VProcessor, rows: list[list[Any]], settings: dict[str, Any]
 ) -> None:
-    model, calls = make_model(original_max_position_embeddings=4096), []
-    model.model.vision_embed_tokens.register_forward_hook(lambda *_: calls.append(1))
-    model.generate(**ask(processor, TEXTS, rows), **FREE, max_new_tokens=5)
-    assert len(calls) == 1
+    # The second row passes the switch on the way.
+    model, crops = make_model(), []
+    model.model.vision_embed_tokens.img_processor.register_forward_pre_hook(
+        lambda module, args: crops.append(args[0].shape[0])
+    )
+    inputs = ask(processor, TEXTS, rows)
+    model.generate(**inputs, **FREE, max_new_tokens=24, **settings)
+    # Three global crops, and the others once, whatever is repeated for beams.
+    assert crops == [3 + inputs["pixel_values"].shape[0]]
+
+
+# In front of, inside and behind a picture; between and inside pictures past the switch.
+@pytest.mark.parametrize(("row", "num_cached"), [(1, 1), (1, 20), (1, 46), (2, 59), (2, 70)])
+def test_a_cache_of_the_first_tokens_changes_nothing(
+    make_model: Make,
+    processor: Phi3VProcessor,
+    rows: list[list[Any]],
+    alone: list[list[int]],
+    row: int,
+    num_cached: int,
+) -> None:
+    model, inputs = make_model(), ask(processor, TEXTS[row], rows[row])
+    ids = inputs["input_ids"]
+    embeds = model.model.vision_embed_tokens(inputs["pixel_values"], inputs["image_sizes"])
+    num_embeds = int((ids[:, :num_cached] == model.config.image_token_id).sum())
+    cache = model(
+        ids[:, :num_cached],
+        image_embeds=embeds[:num_embeds] if num_embeds else None,
+        document_lengths=torch.tensor([[ids.shape[1]]]),
+        use_cache=True,
+    ).past_key_values
+    # On the way, the shorter prompt passes the switch, where all of it is encoded again.
+    found = model.generate(**inputs, **FREE, max_new_tokens=24, past_key_values=cache)
+    assert found[0, ids.shape[1] :].tolist() == alone[row]
 
 
 @pytest.mark.parametrize("pixel_format", ["compact", "published"])
@@ -187,22 +216,3 @@ def test_answer_stops_at_both_ends_by_default(
         model.lm_head.bias[stop_id] = 1
     ids = model.generate(torch.tensor([[1, 5]]), max_new_tokens=9)
     assert ids.tolist() == [[1, 5, stop_id]]
-
-
-def test_images_are_counted_per_row(make_model: Make, processor: Any, rows: Any) -> None:
-    model, inputs = make_model(), ask(processor, TEXTS, rows)
-    found = images_per_row(inputs["input_ids"], inputs["image_sizes"], model.config)
-    assert found == [[], [0], [1, 2]]
-
-
-@pytest.mark.parametrize("pixel_format", ["compact", "published"])
-def test_images_are_selected_with_their_crops(
-    processor: Any, pictures: Any, pixel_format: str
-) -> None:
-    order = [1, 0, 2, 1]
-    make = processor.image_processor
-    encoded = make(pictures, pixel_format=pixel_format, return_tensors="pt")
-    expected = make([pictures[i] for i in order], pixel_format=pixel_format, return_tensors="pt")
-    pixels, sizes = select_images(encoded["pixel_values"], encoded["image_sizes"], order, 112)
-    assert_close(pixels, expected["pixel_values"], rtol=0, atol=0)
-    assert sizes == expected["image_sizes"].tolist()

@@ -18,7 +18,7 @@ from phi3v.model.decoder import Phi3VDecoderLayer, Phi3VRMSNorm
 from phi3v.model.rotary import rotary_tables
 from phi3v.model.rows import prepare_rows, prepare_segments
 from phi3v.model.segments import Segment
-from phi3v.model.vision import Phi3VImageEmbedding
+from phi3v.model.vision import Phi3VImageEmbedding, check_image_tokens
 
 
 class Phi3VPreTrainedModel(PreTrainedModel):
@@ -89,6 +89,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
         pixel_values: Tensor | None,
         image_sizes: Tensor | Sequence[Sequence[int]] | None,
         image_places: Tensor | None = None,
+        image_embeds: Tensor | None = None,
     ) -> Tensor:
         """Look up the tokens and write the image tokens to their places.
 
@@ -99,6 +100,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
             image_sizes: (N, 2) padded heights and widths, or None.
             image_places: (M,) places of the image tokens in the flattened (B * T), or None to find
                 them.
+            image_embeds: (M, H) the image tokens, if they are made already, instead of pixels.
 
         Returns:
             (B, T, H).
@@ -110,12 +112,12 @@ class Phi3VModel(Phi3VPreTrainedModel):
             # In the order of the rows without pictures: under ZeRO-3 all ranks gather as they go.
             embeds = self.embed_tokens(input_ids.clamp(min=0))
             features = self.vision_embed_tokens(pixel_values, image_sizes)
-            self._check_places(image_places.numel(), features.shape[0])
+            check_image_tokens(image_places.numel(), features.shape[0])
             flat = embeds.flatten(0, 1).index_copy(0, image_places, features.to(embeds.dtype))
             return self.embed_dropout(flat.view_as(embeds))
         places = (input_ids == self.config.image_token_id) | (input_ids < 0)
         embeds = self.embed_tokens(input_ids.masked_fill(places, 0))
-        if pixel_values is None:
+        if image_embeds is None and pixel_values is None:
             # Only looked at where it costs no wait for the device.
             if places.device.type == "cpu" and bool(places.any()):
                 raise ValueError(
@@ -123,24 +125,18 @@ class Phi3VModel(Phi3VPreTrainedModel):
                     "along; pass the processor's pixel_values and image_sizes"
                 )
             return self._linked(embeds) if self.link_vision_without_images else embeds
-        if image_sizes is None:
-            raise ValueError("pixel_values came without image_sizes; pass both from the processor")
-        features = self.vision_embed_tokens(pixel_values, image_sizes)
+        if image_embeds is None:
+            if image_sizes is None:
+                raise ValueError("pixel_values came without image_sizes; pass the processor's both")
+            image_embeds = self.vision_embed_tokens(pixel_values, image_sizes)
+        features = image_embeds.to(embeds)
         if places.device.type == "cpu":
-            self._check_places(int(places.sum()), features.shape[0])
+            check_image_tokens(int(places.sum()), features.shape[0])
         else:
             torch._assert_async(places.sum() == features.shape[0])
         index = (places.flatten().cumsum(0) - 1).clamp(min=0, max=features.shape[0] - 1)
-        spread = features.to(embeds.dtype)[index].view_as(embeds)
+        spread = features[index].view_as(embeds)
         return self.embed_dropout(torch.where(places[..., None], spread, embeds))
-
-    @staticmethod
-    def _check_places(num_places: int, num_features: int) -> None:
-        if num_places != num_features:
-            raise ValueError(
-                f"input_ids hold {num_places} image places but the images make {num_features} "
-                "tokens; was a sequence cut inside an image, or are image_sizes of other images?"
-            )
 
     def _linked(self, embeds: Tensor) -> Tensor:
         """Run one black crop through the vision side and add it times zero.
@@ -166,6 +162,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
         document_lengths: Tensor | None = None,
         segments: Sequence[Sequence[int]] | None = None,
         image_places: Tensor | None = None,
+        image_embeds: Tensor | None = None,
         output_hidden_states: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -179,7 +176,9 @@ class Phi3VModel(Phi3VPreTrainedModel):
             raise ValueError("pass either input_ids or inputs_embeds, not both and not neither")
         if inputs_embeds is None:
             assert input_ids is not None
-            inputs_embeds = self.embed(input_ids, pixel_values, image_sizes, image_places)
+            inputs_embeds = self.embed(
+                input_ids, pixel_values, image_sizes, image_places, image_embeds
+            )
         if segments is not None:
             row = prepare_segments(self.config, [Segment(*one) for one in segments], inputs_embeds)
         else:

@@ -1,9 +1,9 @@
-"""What generation needs beyond the library: stop ids, images of expanded rows, the rotary switch.
+"""What generation needs beyond the library: stop ids, images, the rotary switch.
 
-Letters: B rows, T tokens, N images.
+Pictures are encoded once for an answer, whatever becomes of the cache. Letters: B rows, T tokens, M
+image tokens, H hidden size.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,55 +11,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from phi3v.model.configuration import Phi3VConfig
-from phi3v.model.crops import num_image_tokens
 from phi3v.model.rows import causal_mask
-from phi3v.model.vision import image_grids
-
-
-def images_per_row(
-    input_ids: Tensor, image_sizes: Tensor | Sequence[Sequence[int]], config: Phi3VConfig
-) -> list[list[int]]:
-    """List the image numbers of every row, by counting places.
-
-    Args:
-        input_ids: (B, T).
-        image_sizes: (N, 2) padded sizes in row order.
-        config: Gives crop size and image token id.
-
-    Returns:
-        One list of indices into the N images for each row.
-    """
-    places = (input_ids == config.image_token_id) | (input_ids < 0)
-    counts = [
-        num_image_tokens(grid, config.vision.tokens_per_side)
-        for grid in image_grids(image_sizes, config.crop_size)
-    ]
-    rows, image = [], 0
-    for remaining in places.sum(dim=1).tolist():
-        own = []
-        while remaining > 0 and image < len(counts):
-            own.append(image)
-            remaining -= counts[image]
-            image += 1
-        rows.append(own)
-    return rows
-
-
-def select_images(
-    pixel_values: Tensor,
-    image_sizes: Tensor | Sequence[Sequence[int]],
-    order: Sequence[int],
-    crop_size: int,
-) -> tuple[Tensor, list[list[int]]]:
-    """Take images by number, repeated or reordered, from either pixel layout."""
-    sizes = [[int(height), int(width)] for height, width in image_sizes]
-    if pixel_values.dtype == torch.uint8:
-        counts = [grid.rows * grid.columns for grid in image_grids(sizes, crop_size)]
-        groups = pixel_values.split(counts)
-        pixels = torch.cat([groups[image] for image in order])
-    else:
-        pixels = pixel_values[torch.tensor(order, device=pixel_values.device)]
-    return pixels, [sizes[image] for image in order]
+from phi3v.model.vision import check_image_tokens
 
 
 class Phi3VGenerationMixin:
@@ -96,25 +49,30 @@ class Phi3VGenerationMixin:
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Repeat every row, with all of its images, for beams and several samples."""
-        pixels, sizes = (
-            model_kwargs.pop("pixel_values", None),
-            model_kwargs.pop("image_sizes", None),
-        )
-        if pixels is not None and expand_size > 1:
+        """Encode the images, and repeat every row with its own for beams and several samples."""
+        embeds = model_kwargs.pop("image_embeds", None)
+        if embeds is None and model_kwargs.get("image_sizes") is not None:
+            pixels, sizes = model_kwargs.pop("pixel_values", None), model_kwargs.pop("image_sizes")
+            if pixels is not None:
+                embeds = self.model.vision_embed_tokens(pixels, sizes)  # type: ignore[attr-defined]
+        if embeds is not None and expand_size > 1:
             assert input_ids is not None
-            rows = images_per_row(input_ids, sizes, self.config)
-            order = [image for row in rows for _ in range(expand_size) for image in row]
-            pixels, sizes = select_images(pixels, sizes, order, self.config.crop_size)
+            per_row = self._image_places(input_ids).sum(dim=1).tolist()
+            check_image_tokens(sum(per_row), embeds.shape[0])
+            rows = embeds.split(per_row)
+            embeds = torch.cat([row for row in rows for _ in range(expand_size)])
         input_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
-        if pixels is not None:
-            model_kwargs |= {"pixel_values": pixels, "image_sizes": sizes}
+        if embeds is not None:
+            model_kwargs["image_embeds"] = embeds
         if input_ids is not None:
             # Published ids of image places are negative, which samplers and streamers cannot read.
             input_ids = input_ids.masked_fill(input_ids < 0, self.config.image_token_id)
         return input_ids, model_kwargs
+
+    def _image_places(self, input_ids: Tensor) -> Tensor:
+        return (input_ids == self.config.image_token_id) | (input_ids < 0)
 
     @staticmethod
     def create_masks_for_generate(
@@ -144,24 +102,36 @@ class Phi3VGenerationMixin:
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Prepare one step; encode all again in the step in which a row passes the rotary switch.
+        """Prepare one step; before the step in which a row passes the rotary switch, encode again.
 
         Keys in the cache were rotated with the short factors. From
         ``original_max_position_embeddings`` + 1 tokens on the long factors hold for the whole row,
-        so what is cached is of no use. Rows that stay short keep theirs.
+        so what is cached is of no use. Rows that stay short get the same keys as before.
+
+        A first step with a cache reads only the images behind what is cached.
         """
         lengths = (
             attention_mask.sum(dim=-1, keepdim=True)
             if attention_mask is not None and attention_mask.dim() == 2
             else torch.full((input_ids.shape[0], 1), input_ids.shape[1], device=input_ids.device)
         )
+        image_embeds = kwargs.pop("image_embeds", None)
         if self._crosses_switch(lengths, input_ids, past_key_values, next_sequence_length):
-            assert past_key_values is not None
-            if past_key_values.is_compileable:
-                past_key_values.reset()
-            else:
-                past_key_values = DynamicCache(config=self.config)
-            next_sequence_length, is_first_iteration = None, True
+            assert past_key_values is not None and next_sequence_length is not None
+            cached = slice(0, input_ids.shape[1] - next_sequence_length)
+            position_ids = kwargs.get("position_ids")
+            past_key_values = self._encode_again(
+                past_key_values,
+                input_ids=input_ids[:, cached],
+                attention_mask=None if attention_mask is None else attention_mask[:, cached],
+                position_ids=None if position_ids is None else position_ids[:, cached],
+                image_embeds=self._embeds_of(input_ids, cached, image_embeds),
+                document_lengths=lengths,
+            )
+        if is_first_iteration or past_key_values is None:
+            num_new = next_sequence_length or input_ids.shape[1]
+            new = slice(input_ids.shape[1] - num_new, None)
+            kwargs["image_embeds"] = self._embeds_of(input_ids, new, image_embeds)
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -172,6 +142,28 @@ class Phi3VGenerationMixin:
             **kwargs,
         )
         return inputs | {"document_lengths": lengths}
+
+    def _embeds_of(
+        self, input_ids: Tensor, columns: slice, image_embeds: Tensor | None
+    ) -> Tensor | None:
+        """Take the image tokens of some columns out of those of all (M, H); None for no token."""
+        if image_embeds is None or columns.start == 0 and columns.stop is None:
+            return image_embeds
+        chosen = torch.zeros_like(input_ids, dtype=torch.bool)
+        chosen[:, columns] = True
+        places = self._image_places(input_ids)
+        check_image_tokens(int(places.sum()), image_embeds.shape[0])
+        embeds = image_embeds[chosen[places].to(image_embeds.device)]
+        return embeds if len(embeds) else None
+
+    def _encode_again(self, cache: Cache, **inputs: Any) -> Cache:
+        """Fill a cache anew; never compiled, since it happens once in a conversation."""
+        if cache.is_compileable:
+            cache.reset()
+        else:
+            cache = DynamicCache(config=self.config)
+        self(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)  # type: ignore[operator]
+        return cache
 
     def _crosses_switch(
         self,
@@ -184,6 +176,6 @@ class Phi3VGenerationMixin:
         # No row is longer than the columns: short batches are decided without asking the device.
         if past_key_values is None or num_new_tokens is None or input_ids.shape[1] <= switch:
             return False
-        if self.config.rope_scaling is None:
+        if self.config.rope_scaling is None or num_new_tokens == input_ids.shape[1]:
             return False
         return bool(((lengths > switch) & (lengths - num_new_tokens <= switch)).any())

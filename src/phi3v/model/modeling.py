@@ -49,6 +49,7 @@ class Phi3VForCausalLM(  # type: ignore[misc]
         segments: Sequence[Sequence[int]] | None = None,
         label_places: Tensor | None = None,
         image_places: Tensor | None = None,
+        image_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -77,6 +78,7 @@ class Phi3VForCausalLM(  # type: ignore[misc]
             label_places: (L,) places of the labels in the flattened (B * T), if the caller knows
                 them: finding them makes the host wait for the device.
             image_places: (M,) places of the image tokens likewise.
+            image_embeds: (M, H) image tokens, if they are made already, instead of pixels.
             output_hidden_states: Return the input of every layer.
             return_dict: False gives a plain tuple.
             **kwargs: Handed to the attention kernel.
@@ -100,6 +102,7 @@ class Phi3VForCausalLM(  # type: ignore[misc]
             document_lengths=document_lengths,
             segments=segments,
             image_places=image_places,
+            image_embeds=image_embeds,
             output_hidden_states=bool(output_hidden_states),
             **kwargs,
         )

@@ -116,6 +116,8 @@ def causal_mask(
         past_key_values: Cache or None.
         position_ids: (B, T) or None.
     """
+    if attention_mask is not None and attention_mask.dim() == 4:
+        return attention_mask
     past = past_key_values.get_seq_length() if past_key_values is not None else 0
     return create_causal_mask(
         config=config,

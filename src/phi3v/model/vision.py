@@ -138,6 +138,19 @@ def arrangement(grids: Sequence[CropGrid], tokens_per_side: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def check_image_tokens(num_places: int, num_tokens: int) -> None:
+    """Check that a prompt has as many image places as its images make tokens.
+
+    Raises:
+        ValueError: It has more or fewer.
+    """
+    if num_places != num_tokens:
+        raise ValueError(
+            f"input_ids hold {num_places} image places but the images make {num_tokens} "
+            "tokens; was a sequence cut inside an image, or are image_sizes of other images?"
+        )
+
+
 def merge_patches(features: Tensor) -> Tensor:
     """Join each 2x2 block of patches, row 0 first; (K, P * P, D) to (K * t * t, 4 * D)."""
     num_crops, num_patches, width = features.shape
