@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,17 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class Before(TrainerCallback):
-    """Runs a command of the system before a step."""
+    """Runs a command of the system before a step, when the checkpoint of the last one is whole."""
 
     def __init__(self, step: int, command: list[str]) -> None:
         self.step, self.command = step, command
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step + 1 == self.step:
+            last = Path(args.output_dir) / f"checkpoint-{state.global_step}" / "manifest.json"
+            deadline = time.monotonic() + 120
+            while not last.is_file() and time.monotonic() < deadline:
+                time.sleep(0.01)
             subprocess.run(self.command, check=True)
 
 

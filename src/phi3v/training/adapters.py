@@ -1,6 +1,8 @@
 """Adapters: which modules get one, and how PEFT wraps the model."""
 
 import ast
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.save_and_load import load_peft_weights
+from safetensors.torch import save_file
 from torch import nn
 
 from phi3v.model.modeling import Phi3VForCausalLM
@@ -168,3 +172,24 @@ def save_adapter(
     """Write adapter weights and fully trained parts as one folder that PEFT itself loads."""
     # The token table under an adapter is the base's own; without this PEFT would store a copy.
     model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+
+
+class AdapterCopy:
+    """What ``save_adapter`` writes, apart from a model that is trained on meanwhile.
+
+    Args:
+        model: With adapters that this process holds wholly.
+        copy_tensors: Copies a dictionary of tensors.
+    """
+
+    def __init__(self, model: PeftModel, copy_tensors: Callable[[Any], dict[str, Any]]) -> None:
+        self._model = model
+        self._config = copy.copy(model.peft_config["default"])
+        self._config.inference_mode = True
+        self._weights = copy_tensors(get_peft_model_state_dict(model, save_embedding_layers=False))
+
+    def save(self, folder: Path) -> None:
+        """Write weights, configuration and model card; the model is asked for the card only."""
+        save_file(self._weights, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        self._config.save_pretrained(str(folder))
+        self._model.create_or_update_model_card(str(folder))

@@ -6,6 +6,7 @@ logs or saves; so nothing that is not finite is ever saved. Letters: B batches s
 
 import logging
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -43,17 +44,24 @@ class NumericsGuard:
             weights change, and leaves such steps out.
         checks_gradient: Whether gradients count; scaled ones of float16 overflow now and then.
         folder: Output folder, for the message.
+        before_report: Called before the message names the last good checkpoint.
 
     Attributes:
         num_skipped: Steps left out.
     """
 
     def __init__(
-        self, mode: Literal["stop", "skip"], *, checks_gradient: bool, folder: Path
+        self,
+        mode: Literal["stop", "skip"],
+        *,
+        checks_gradient: bool,
+        folder: Path,
+        before_report: Callable[[], None] = lambda: None,
     ) -> None:
         self.mode = mode
         self.checks_gradient = checks_gradient
         self.folder = folder
+        self.before_report = before_report
         self.num_skipped = 0
         self._skipped_in_a_row = 0
         self._batches: list[_Batch] = []
@@ -108,6 +116,7 @@ class NumericsGuard:
             return
         found = self._first_step()
         if found != _NEVER:
+            self.before_report()
             good = [path for path in checkpoints_of(self.folder) if number_of(path) < found]
             last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint"
             raise NotFiniteError(

@@ -1,5 +1,6 @@
 """How a run is saved: checkpoints and the result appear whole, in our form."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -7,11 +8,14 @@ from typing import Any
 
 import torch
 from transformers import Trainer
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import EvalLoopOutput
 
 from phi3v.model.durable import sync_folder, write_text
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.model.saving import save_checkpoint
 from phi3v.training.adapters import is_wrapped, save_adapter
+from phi3v.training.background import BackgroundWriter
 from phi3v.training.checkpoints import (
     STATE_FILE,
     UNFINISHED,
@@ -24,6 +28,7 @@ from phi3v.training.checkpoints import (
 )
 from phi3v.training.facts import FACTS_FILE
 from phi3v.training.sharding import frozen_copies
+from phi3v.training.snapshots import take_snapshot
 
 
 class SavingTrainer(Trainer):
@@ -34,6 +39,9 @@ class SavingTrainer(Trainer):
         processor: Written beside every checkpoint.
         facts: What the run is made of; written into every checkpoint.
         **kwargs: Those of ``transformers.Trainer``.
+
+    Attributes:
+        writer: Writes checkpoints while steps go on.
     """
 
     def __init__(
@@ -43,8 +51,53 @@ class SavingTrainer(Trainer):
         self.base_folder = base_folder
         self.processor = processor
         self.facts = facts
+        self.writer = BackgroundWriter()
         self._result_dtype: torch.dtype | None = None
         self._is_saving = False
+        self._own_processor: Phi3VProcessor | None = None
+
+    @property
+    def saves_in_background(self) -> bool:
+        """Whether checkpoints are small, those of adapters, and the first process holds them."""
+        args = self.args
+        return (
+            is_wrapped(self.accelerator.unwrap_model(self.model))
+            and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+            and not (args.save_on_each_node or args.push_to_hub)
+            and args.device.type in ("cpu", "cuda")
+        )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the library does; after an error, too, a checkpoint under way is finished."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.writer.close()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Train on a batch, unless a checkpoint could not be written."""
+        self.writer.check()
+        return super().training_step(*args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._wait_before_forks()
+        super()._run_epoch(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate as the library does."""
+        self._wait_before_forks()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def _wait_before_forks(self) -> None:
+        # A process that reads data would inherit the locks of a thread in the midst of its work.
+        if self.args.dataloader_num_workers > 0:
+            self.writer.wait()
+
+    def _finalize_training(self, *args: Any) -> Any:
+        """Let all processes find the last checkpoint in its place; one may load the best."""
+        self.writer.wait()
+        self.accelerator.wait_for_everyone()
+        return super()._finalize_training(*args)
 
     def save_result(self, dtype: torch.dtype) -> None:
         """Write the output folder; a whole model in the type that it ran in, as the published ones.
@@ -75,6 +128,9 @@ class SavingTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the checkpoint aside as the library does; it gets its name when it is whole."""
+        if self.saves_in_background:
+            self._save_in_background()
+            return
         folder, step = Path(super()._get_output_dir(trial)), self.state.global_step
         aside = folder / UNFINISHED / f"checkpoint-{step}"
         with explained(folder, aside):
@@ -100,6 +156,33 @@ class SavingTrainer(Trainer):
                 limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
                 finish_writing(folder, step, limit=limit, best=best)
             self.accelerator.wait_for_everyone()
+
+    def _save_in_background(self) -> None:
+        """Take a snapshot, once the one before is written, and leave the rest to the thread."""
+        self.writer.wait()
+        folder, step = Path(str(self.args.output_dir)), self.state.global_step
+        self.store_flos()
+        if self.state.best_global_step == step:
+            self.state.best_model_checkpoint = str(folder / f"checkpoint-{step}")
+        kept: Any = self.state.stateful_callbacks
+        for one in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(one, ExportableState):
+                kept[type(one).__name__] = one.state()
+        if self._own_processor is None:
+            self._own_processor = copy.deepcopy(self.processor)
+        snapshot = take_snapshot(self, self._own_processor, self.facts)
+        if snapshot is None:
+            return
+        limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+
+        def write() -> None:
+            aside = folder / UNFINISHED / f"checkpoint-{step}"
+            with explained(folder, aside):
+                start_writing(folder, step)
+                snapshot.write(aside)
+                finish_writing(folder, step, limit=limit, best=best)
+
+        self.writer.start(write)
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None

@@ -60,7 +60,10 @@ class Phi3VTrainer(SavingTrainer):
         self._stop = StopWhenAsked(self.stop_request)
         folder = Path(str(self.args.output_dir))
         self.guard = NumericsGuard(
-            self.args.on_nonfinite, checks_gradient=not self.args.fp16, folder=folder
+            self.args.on_nonfinite,
+            checks_gradient=not self.args.fp16,
+            folder=folder,
+            before_report=self.writer.wait,
         )
         self.add_callback(GradientCheck())
         self.add_callback(CurveWatch(folder))
@@ -181,7 +184,7 @@ class Phi3VTrainer(SavingTrainer):
         self._eval_sums = torch.zeros(2, device=self.args.device)
         output = super().evaluation_loop(
             *args,
-            metric_key_prefix=metric_key_prefix,  # type: ignore[misc]  # by keyword only
+            metric_key_prefix=metric_key_prefix,
             **kwargs,
         )
         total, count = self.accelerator.reduce(self._eval_sums, reduction="sum").tolist()
