@@ -135,6 +135,9 @@ def work(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Work:
         double.append(work.job(unbroken, mode, 2, *shuffled, *saving))
         start = ["--resume_from_checkpoint", str(work.folder / unbroken / "checkpoint-3")]
         double.append(work.job(f"resumed_{way}_{mode}", mode, 2, *shuffled, *start))
+    for name in ("filling", "filled"):
+        cache = ["--cache_vision", str(work.folder / "cache")]
+        double.append(work.job(f"{name}_cache", "lora_projection", 2, *cache))
     work.results = run_jobs(single, work.folder, [TORCHRUN[0]], seconds=480)
     two = [*TORCHRUN, "--standalone", "--nproc-per-node", "2"]
     work.results |= run_jobs(double, work.folder, two, seconds=1200)
@@ -199,6 +202,17 @@ def test_resumed_run_equals_the_unbroken_one_bit_for_bit(work: Work, way: str, m
     expected = work.weights(unbroken)
     for name, value in work.weights(resumed).items():
         assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize(("name", "crops"), [("filling", 16), ("filled", 0)])
+def test_two_processes_share_a_cache_of_features(work: Work, name: str, crops: int) -> None:
+    """Texts stand beside pictures: nor do they make the tower run."""
+    cached, one = work.results[f"{name}_cache"], work.results["one_lora_projection"]
+    assert cached["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    assert cached["crops"] == crops
+    expected = work.weights("one_lora_projection")
+    for key, value in work.weights(f"{name}_cache").items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-5)
 
 
 def test_token_counts_are_those_of_all_processes(work: Work) -> None:

@@ -70,7 +70,7 @@ OUR_FLAGS = {
     *("exif_orientation", "max_image_pixels", "allow_urls", "allow_absolute_paths", "jpeg_draft"),
     *("overwrite_output_dir", "vision_lr", "projector_lr", "logging_dir"),
     *("early_stopping_patience", "activation_memory", "save_on_signal", "on_nonfinite"),
-    "fuse_elementwise",
+    *("fuse_elementwise", "cache_vision"),
     "resume_with_changes",
     *("padding_free", "packing", "pack_tokens", "share_images", "max_branches"),
 }

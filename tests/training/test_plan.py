@@ -9,10 +9,11 @@ import torch
 from tests.model.counting import peak_bytes
 from tests.training.conftest import Run
 
-from phi3v.model.loading import load_config
+from phi3v.model.loading import load_config, load_processor
 from phi3v.training.activations import REGIMES
 from phi3v.training.batching import Batch
 from phi3v.training.building import build_model
+from phi3v.training.datasets import build_datasets
 from phi3v.training.estimate import make_model, memory_of, weight_bytes
 from phi3v.training.flags import parse_arguments
 from phi3v.training.optimizer import STATE_BYTES
@@ -121,11 +122,33 @@ def test_the_command_plans_without_weights(
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["proposal"] == plan["proposal"] | {"strategy": "ddp", "regime": "none"}
     assert plan["epoch"]["samples"] == 8 and plan["epoch"]["operations"] > 0
+    assert plan["cache_vision"] is None
     printed = capsys.readouterr().out
     assert "ZeRO-2" in printed and max(map(len, printed.splitlines())) <= 80
     assert not (tmp_path / "out").exists()
     assert main([*words, "--gpu_memory", "0.001GB"]) == 1
     assert "none fits" in capsys.readouterr().out
+
+
+def test_the_cost_of_a_cache_of_features_counts_equal_pictures_once(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*flags, "--freeze_vision_tower", "--num_gpus", "2"]
+    assert main([*words, "--json", str(tmp_path / "plan.json")]) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    config = load_config(words[words.index("--model_id") + 1])
+    arguments, _ = parse_arguments([*words[:-2], "--output_dir", str(tmp_path / "out")])
+    processor = load_processor(arguments.model.model_id, num_crops=2)
+    examples, _ = build_datasets(arguments.data, processor)
+    # The second half of the records repeats the pictures of the first.
+    pictured = [examples[number] for number in (1, 2, 3)]
+    crops = sum(len(one["pixel_values"]) + len(one["image_sizes"]) for one in pictured)
+    size = crops * config.vision.patches_per_side**2 * config.vision.hidden_size * 4
+    assert plan["epoch"]["distinct_crops"] == crops > 0
+    assert plan["cache_vision"]["num_bytes"] == size
+    printed = capsys.readouterr().out
+    assert "--cache_vision   0.00 GB, read in" in printed
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 def test_mistakes_of_the_command_are_named(flags: list[str]) -> None:

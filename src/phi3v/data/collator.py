@@ -165,6 +165,11 @@ def _same_pictures(group: Group) -> bool:
     for example in group[1:]:
         if example["image_sizes"] != first["image_sizes"]:
             return False
+        if "feature_key" in first:
+            # Another process may store an entry between two looks for it.
+            if example.get("feature_key") != first["feature_key"]:
+                return False
+            continue
         pixels = example.get("pixel_values"), first.get("pixel_values")
         if pixels[0] is not pixels[1] and not (
             pixels[0] is not None and pixels[1] is not None and torch.equal(pixels[0], pixels[1])
@@ -187,13 +192,22 @@ def _places(wanted: Tensor) -> Tensor:
 
 
 def _join_pictures(examples: Sequence[Example], image_places: Tensor) -> dict[str, Any]:
-    pixels = [example["pixel_values"] for example in examples if "pixel_values" in example]
-    if not pixels:
+    pictured = [example for example in examples if example["image_sizes"]]
+    if not pictured:
         return {}
-    sizes = [size for example in examples for size in example["image_sizes"]]
-    joined = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
-    return {
-        "pixel_values": joined,
-        "image_sizes": sizes,
+    batch: dict[str, Any] = {
+        "image_sizes": [size for example in pictured for size in example["image_sizes"]],
         "image_places": _places(image_places),
     }
+    for name in ("pixel_values", "image_features"):
+        parts = [example[name] for example in pictured if name in example]
+        if parts:
+            batch[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if "image_features" in batch:
+        batch["are_stored"] = [
+            "image_features" in example for example in pictured for _ in example["image_sizes"]
+        ]
+    missing = [one for one in pictured if "feature_key" in one and "pixel_values" in one]
+    if missing:
+        batch["feature_keys"] = [(one["feature_key"], len(one["image_sizes"])) for one in missing]
+    return batch

@@ -98,6 +98,7 @@ class SupervisedDataset(ExampleMaker, Dataset[Example]):
         self._lengths: np.ndarray | None = None
         self.num_crops: np.ndarray | None = None
         self.num_labels: np.ndarray | None = None
+        self.num_distinct_crops = 0
 
     def __len__(self) -> int:
         return len(self.raw) if self._kept is None else len(self._kept)
@@ -171,6 +172,7 @@ class SupervisedDataset(ExampleMaker, Dataset[Example]):
         self._lengths = survey.lengths[good].astype(np.int32)
         self.num_crops = (survey.num_crops + survey.num_pictures)[good].astype(np.int32)
         self.num_labels = survey.num_supervised[good].astype(np.int32)
+        self.num_distinct_crops = survey.num_distinct_crops()
         return LeftOut(
             num_bad_records=len(bad),
             num_too_long=int((~good).sum()) - len(bad),

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from phi3v.data.faults import Fault
+from phi3v.data.features import FeatureCache
 from phi3v.data.layout import IGNORE_INDEX, Layout, SampleTooLong, lay_out, naming
 from phi3v.data.media import load_image, sample_frames
 from phi3v.data.options import MediaOptions
@@ -29,6 +30,8 @@ class Example(TypedDict):
         input_ids: int64 (T,).
         labels: int64 (T,), -100 off the answers.
         pixel_values: uint8 (C, 3, S, S), the crops of all pictures in order; absent without any.
+        image_features: Features of all crops instead, see `phi3v.data.features`.
+        feature_key: Name of the entry that holds them, or will.
         image_sizes: Padded height and width of every picture.
         num_dropped_turns: Turns cut off at the end to keep within the length limit.
         record: Name of the record, for messages.
@@ -38,6 +41,8 @@ class Example(TypedDict):
     input_ids: Tensor
     labels: Tensor
     pixel_values: NotRequired[Tensor]
+    image_features: NotRequired[Tensor]
+    feature_key: NotRequired[str]
     image_sizes: list[tuple[int, int]]
     num_dropped_turns: int
     record: NotRequired[str]
@@ -51,6 +56,7 @@ def encode_record(
     *,
     max_num_frames: int,
     media_options: MediaOptions = _PUBLISHED,
+    features: FeatureCache | None = None,
 ) -> Example:
     """Make the example of a record: `lay_out`, and the crops of all kept pictures.
 
@@ -60,6 +66,8 @@ def encode_record(
         max_seq_length: Most tokens of an example.
         max_num_frames: Most frames of a video.
         media_options: Which media may be opened, and how.
+        features: Where features of pictures are kept; if all of the record's are there, no picture
+            is opened.
 
     Raises:
         SampleTooLong: If the first question and answer exceed the limit.
@@ -73,6 +81,18 @@ def encode_record(
         max_num_frames=max_num_frames,
         media_options=media_options,
     )
+    key = ""
+    if features is not None and layout.media:
+        with naming(record):
+            key = features.key(layout.media, layout.picture_sizes, media_options)
+        plans = [processor.image_processor.plan(*size) for size in layout.picture_sizes]
+        num_crops = sum(1 + plan.grid.rows * plan.grid.columns for plan in plans)
+        stored = features.read(key, num_crops)
+        if stored is not None:
+            padded = [(plan.padded_height, plan.padded_width) for plan in plans]
+            example = _without_pictures(layout, record, padded)
+            example["image_features"], example["feature_key"] = stored, key
+            return example
     crops: list[np.ndarray] = []
     image_sizes: list[tuple[int, int]] = []
     sizes = iter(layout.picture_sizes)
@@ -93,17 +113,25 @@ def encode_record(
                 pixels, size = _make_crops(picture, next(sizes), one, processor, media_options)
                 crops.append(pixels)
                 image_sizes.append(size)
-    example = Example(
+    example = _without_pictures(layout, record, image_sizes)
+    if key:
+        example["feature_key"] = key
+    if crops:
+        joined = crops[0] if len(crops) == 1 else np.concatenate(crops)
+        example["pixel_values"] = torch.from_numpy(joined)
+    return example
+
+
+def _without_pictures(
+    layout: Layout, record: Record, image_sizes: list[tuple[int, int]]
+) -> Example:
+    return Example(
         input_ids=torch.tensor(layout.input_ids),
         labels=torch.tensor(layout.labels),
         image_sizes=image_sizes,
         num_dropped_turns=layout.num_dropped_turns,
         record=record.name,
     )
-    if crops:
-        joined = crops[0] if len(crops) == 1 else np.concatenate(crops)
-        example["pixel_values"] = torch.from_numpy(joined)
-    return example
 
 
 def _resized(size: tuple[int, int], processor: Phi3VProcessor) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from phi3v.data.encoding import IGNORE_INDEX, Example, SampleTooLong, encode_record
+from phi3v.data.features import FeatureCache
 from phi3v.data.options import MediaOptions
 from phi3v.data.records import Record
 from phi3v.model.processing import Phi3VProcessor
@@ -26,6 +27,9 @@ class UnusableRecord(ValueError):
 
 class ExampleMaker:
     """Makes examples.
+
+    Attributes:
+        features: Where features of pictures are kept; None encodes them in every epoch.
 
     Args:
         processor: Text and image processor of the checkpoint.
@@ -52,6 +56,7 @@ class ExampleMaker:
         self.on_bad_record = on_bad_record
         self.num_bad_records = 0
         self.overview: dict[str, Any] | None = None
+        self.features: FeatureCache | None = None
 
     def make(self, read: Callable[[], Record], *, long_is_bad: bool = True) -> Example:
         """Make the example of a record.
@@ -71,6 +76,7 @@ class ExampleMaker:
                 self.max_seq_length,
                 max_num_frames=self.max_num_frames,
                 media_options=self.media_options,
+                features=self.features,
             )
         except (ValueError, OSError) as error:
             if isinstance(error, SampleTooLong) and not long_is_bad:

@@ -59,6 +59,20 @@ class Survey:
         """List the findings; one of a record that a weight repeats, once."""
         return list({one.messages: one for one in reversed(self.findings)}.values())[::-1]
 
+    def num_distinct_crops(self) -> int:
+        """Count the crops of usable records, the global ones too; equal media count once."""
+        used = self.is_good() & (self.media_counts > 0)
+        starts = np.concatenate([[0], np.cumsum(self.media_counts)])[:-1]
+        has_media = self.media_counts > 0
+        if not used.any():
+            return 0
+        order = np.arange(len(self.media_keys)) - np.repeat(starts, self.media_counts)
+        mixed = self.media_keys * (2 * order.astype(np.uint64) + np.uint64(1))
+        lists = np.zeros(len(self), np.uint64)
+        lists[has_media] = np.add.reduceat(mixed, starts[has_media])
+        _, first = np.unique(lists[used], return_index=True)
+        return int((self.num_crops + self.num_pictures)[used][first].sum())
+
     def is_good(self) -> np.ndarray:
         """Tell which records training can use; bool (R,)."""
         good = np.ones(len(self), dtype=bool)

@@ -81,6 +81,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
         self.gradient_checkpointing = False
         # Set by a trainer whose ranks must all run the vision side, or whose vision side trains.
         self.link_vision_without_images = False
+        # Set where the tower is frozen and whole: then nobody has to run it for others.
+        self.link_past_tower = False
         self.post_init()
 
     def embed(
@@ -90,6 +92,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
         image_sizes: Tensor | Sequence[Sequence[int]] | None,
         image_places: Tensor | None = None,
         image_embeds: Tensor | None = None,
+        **stored: Any,
     ) -> Tensor:
         """Look up the tokens and write the image tokens to their places.
 
@@ -101,6 +104,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
             image_places: (M,) places of the image tokens in the flattened (B * T), or None to find
                 them.
             image_embeds: (M, H) the image tokens, if they are made already, instead of pixels.
+            **stored: ``image_features`` and ``are_stored``, see ``phi3v.model.vision``; together
+                with ``image_places``.
 
         Returns:
             (B, T, H).
@@ -108,10 +113,11 @@ class Phi3VModel(Phi3VPreTrainedModel):
         Raises:
             ValueError: Number of places and of image tokens differ, or one of the two is missing.
         """
-        if image_places is not None and pixel_values is not None and image_sizes is not None:
+        has_pictures = pixel_values is not None or stored.get("image_features") is not None
+        if has_pictures and image_places is not None and image_sizes is not None:
             # In the order of the rows without pictures: under ZeRO-3 all ranks gather as they go.
             embeds = self.embed_tokens(input_ids.clamp(min=0))
-            features = self.vision_embed_tokens(pixel_values, image_sizes)
+            features = self.vision_embed_tokens(pixel_values, image_sizes, **stored)
             check_image_tokens(image_places.numel(), features.shape[0])
             flat = embeds.flatten(0, 1).index_copy(0, image_places, features.to(embeds.dtype))
             return self.embed_dropout(flat.view_as(embeds))
@@ -144,6 +150,11 @@ class Phi3VModel(Phi3VPreTrainedModel):
         All ranks must touch the same modules, whatever their batches hold.
         """
         size = self.config.crop_size
+        vision = self.config.vision
+        if self.link_past_tower:
+            features = embeds.new_zeros(2, vision.patches_per_side**2, vision.hidden_size)
+            nothing = 0.0 * self.vision_embed_tokens(None, [(size, size)], features, [True]).sum()
+            return self.embed_dropout(embeds + nothing.to(embeds.dtype))
         crop = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=embeds.device)
         nothing = 0.0 * self.vision_embed_tokens(crop, [(size, size)]).sum().to(embeds.dtype)
         # ZeRO-3 counts this module too.
@@ -163,6 +174,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
         segments: Sequence[Sequence[int]] | None = None,
         image_places: Tensor | None = None,
         image_embeds: Tensor | None = None,
+        image_features: Tensor | None = None,
+        are_stored: Sequence[bool] | None = None,
         output_hidden_states: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -177,7 +190,13 @@ class Phi3VModel(Phi3VPreTrainedModel):
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.embed(
-                input_ids, pixel_values, image_sizes, image_places, image_embeds
+                input_ids,
+                pixel_values,
+                image_sizes,
+                image_places,
+                image_embeds,
+                image_features=image_features,
+                are_stored=are_stored,
             )
         if segments is not None:
             row = prepare_segments(self.config, [Segment(*one) for one in segments], inputs_embeds)

@@ -7,10 +7,10 @@ pixels, D vision width, H hidden size of the decoder, M image tokens of all imag
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from phi3v.model.arrangement import arrangement
 from phi3v.model.clip import CLIPVisionTower
 from phi3v.model.configuration import Phi3VConfig
 from phi3v.model.crops import CropGrid, crop_grid
@@ -98,46 +98,6 @@ def crops_from_compact(pixel_values: Tensor, grids: Sequence[CropGrid]) -> Tenso
     return torch.cat([torch.stack(views), crops])
 
 
-def arrangement(grids: Sequence[CropGrid], tokens_per_side: int) -> np.ndarray:
-    """List, for every image token, the row of the feature bank that it is made from.
-
-    The bank holds t * t merged features of every crop (N global crops first, then the others), then
-    the row separator ``sub_GN``, then ``glb_GN``. One image reads: its map of crops row by row, a
-        row separator behind each
-    row; ``glb_GN``; the global crop, with row separators too.
-
-    Args:
-        grids: Crop grid of every image.
-        tokens_per_side: t.
-
-    Returns:
-        int64 (M,).
-
-    Source:
-        "sub_glb" order of the published modelling code.
-    """
-    t = tokens_per_side
-    per_crop = t * t
-    num_crops = len(grids) + sum(grid.rows * grid.columns for grid in grids)
-    row_separator, global_separator = num_crops * per_crop, num_crops * per_crop + 1
-
-    def with_row_separators(places: np.ndarray) -> np.ndarray:
-        return np.pad(places, ((0, 0), (0, 1)), constant_values=row_separator).ravel()
-
-    parts = []
-    first = len(grids)
-    for image, grid in enumerate(grids):
-        num_own = grid.rows * grid.columns
-        own = np.arange(first * per_crop, (first + num_own) * per_crop)
-        tiles = own.reshape(grid.rows, grid.columns, t, t).transpose(0, 2, 1, 3)
-        parts.append(with_row_separators(tiles.reshape(grid.rows * t, grid.columns * t)))
-        parts.append(np.array([global_separator]))
-        whole = np.arange(image * per_crop, (image + 1) * per_crop).reshape(t, t)
-        parts.append(with_row_separators(whole))
-        first += num_own
-    return np.concatenate(parts)
-
-
 def check_image_tokens(num_places: int, num_tokens: int) -> None:
     """Check that a prompt has as many image places as its images make tokens.
 
@@ -200,7 +160,11 @@ class Phi3VImageEmbedding(nn.Module):
             return torch.cat([self.img_processor(part) for part in parts])
 
     def forward(
-        self, pixel_values: Tensor, image_sizes: Tensor | Sequence[Sequence[int]]
+        self,
+        pixel_values: Tensor | None,
+        image_sizes: Tensor | Sequence[Sequence[int]],
+        image_features: Tensor | None = None,
+        are_stored: Sequence[bool] | None = None,
     ) -> Tensor:
         """Encode all images of a batch together; see ``encode_crops``.
 
@@ -208,6 +172,9 @@ class Phi3VImageEmbedding(nn.Module):
             pixel_values: Published layout, float (N, num_crops + 1, 3, S, S), or compact, uint8 (C,
                 3, S, S).
             image_sizes: (N, 2) padded height and width in pixels.
+            image_features: (K, P * P, D) output of the tower for the stored images; of each the
+                global crop, then the others.
+            are_stored: For each image whether it is a stored one, which has no pixels.
 
         Returns:
             (M, H) tokens of all images in order.
@@ -216,14 +183,18 @@ class Phi3VImageEmbedding(nn.Module):
             ValueError: Sizes and pixels do not fit together.
         """
         grids = image_grids(image_sizes, self.config.crop_size)
-        if pixel_values.dtype == torch.uint8:
-            crops = crops_from_compact(pixel_values, grids)
-        else:
-            crops = crops_from_published(pixel_values, grids)
+        are_stored = are_stored or [False] * len(grids)
+        features = [] if image_features is None else [image_features]
+        if pixel_values is not None:
+            own = [grid for grid, stored in zip(grids, are_stored, strict=True) if not stored]
+            is_compact = pixel_values.dtype == torch.uint8
+            make_crops = crops_from_compact if is_compact else crops_from_published
+            features.insert(0, self.encode_crops(make_crops(pixel_values, own)))
         separators = torch.cat([self.sub_GN.view(1, -1), self.glb_GN.view(1, -1)])
-        features = merge_patches(self.encode_crops(crops)).to(separators.dtype)
-        index = torch.from_numpy(arrangement(grids, self.config.vision.tokens_per_side))
-        tokens = torch.cat([features, separators]).index_select(
-            0, index.to(features.device, non_blocking=True)
+        merged = [merge_patches(part).to(separators.dtype) for part in features]
+        side = self.config.vision.tokens_per_side
+        index = torch.from_numpy(arrangement(grids, side, are_stored))
+        tokens = torch.cat([*merged, separators]).index_select(
+            0, index.to(separators.device, non_blocking=True)
         )
         return self.img_projection(tokens)

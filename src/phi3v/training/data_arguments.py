@@ -30,6 +30,13 @@ class DataArguments:
     num_crops: int = field(
         default=16, metadata={"help": "Largest number of crops of a picture, 1 to 16."}
     )
+    cache_vision: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that keeps what the frozen vision tower makes of each picture: from "
+            "the second epoch on no picture is decoded and no tower run."
+        },
+    )
     max_num_frames: int = field(default=10, metadata={"help": "Largest number of video frames."})
     max_seq_length: int = field(
         default=131072,

@@ -126,7 +126,7 @@ def memory_of(
     shares = [num_gpus if strategy.spread > place else 1 for place in range(3)]
     on_gpu = 0 if strategy.offloads else 1
     precision = precision_of(model, arguments.lora, arguments.training)
-    trains_tower = _trains(model, TOWER)
+    trains_tower = trains(model, TOWER)
     places = config.vision.patches_per_side**2 + 1 if config.has_vision else 0
     width = 2 * config.vision.hidden_size + 3 * config.vision.intermediate_size
     at_once = min(batch.crops, CROP_BUDGET)
@@ -181,7 +181,8 @@ def predict(model: Any, arguments: RunArguments, batch: Batch, regime: Regime) -
     }
 
 
-def _trains(model: Any, part: str) -> bool:
+def trains(model: Any, part: str) -> bool:
+    """Tell whether anything of a part trains."""
     return any(p.requires_grad and its == part for _, p, its in own_parameters(model))
 
 

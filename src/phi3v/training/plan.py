@@ -16,10 +16,12 @@ from phi3v.training.activations import REGIMES, USABLE
 from phi3v.training.batching import Batch, largest_batch, pack_training_set, settle_batch_size
 from phi3v.training.checks import check_arguments
 from phi3v.training.datasets import build_datasets
-from phi3v.training.estimate import make_model, memory_of
+from phi3v.training.estimate import make_model, memory_of, trains
+from phi3v.training.feature_cost import cost_of_cache, num_epochs
+from phi3v.training.features import find_vision
 from phi3v.training.flags import RunArguments, parse_arguments, yaml_flags
 from phi3v.training.operations import count_adapters, needed_operations
-from phi3v.training.parts import format_table, plan_parts, table_of_parts
+from phi3v.training.parts import TOWER, format_table, plan_parts, table_of_parts
 from phi3v.training.plan_table import format_plan
 from phi3v.training.strategies import STRATEGIES, strategy_of
 
@@ -116,6 +118,7 @@ def measure_data(arguments: RunArguments, config: Any) -> tuple[Batch, dict[str,
         "tokens": int(lengths.sum()),
         "batches": num_batches,
         "labels": int(dataset.num_labels.sum()),
+        "distinct_crops": dataset.num_distinct_crops,
         "per_sample": {"lengths": lengths, "crops": crops, "labels": dataset.num_labels},
     }
 
@@ -125,7 +128,7 @@ def make_plan(own: argparse.Namespace, arguments: RunArguments) -> dict[str, Any
 
     Returns:
         ``parts``, ``batch``, ``memory`` (bytes by strategy, regime and kind), ``room``, ``fits``,
-        ``proposal``, ``epoch``; ready for JSON.
+        ``proposal``, ``epoch``, ``cache_vision`` (None where the tower trains); ready for JSON.
     """
     for hint in check_arguments(*arguments[:4]):
         logging.warning(hint)
@@ -165,6 +168,15 @@ def make_plan(own: argparse.Namespace, arguments: RunArguments) -> dict[str, Any
     rate = own.mfu * (own.peak_tflops or peak) * 1e12 * own.num_gpus
     epoch |= {"operations": operations, "seconds": operations / rate, "mfu": own.mfu}
     rows = table_of_parts(model, arguments.training, arguments.lora)
+    cache = None
+    if epoch["distinct_crops"] and not trains(model, TOWER):
+        cost = cost_of_cache(
+            find_vision(model),
+            epoch["distinct_crops"],
+            rate=rate,
+            epochs=num_epochs(arguments.training, epoch["batches"], own.num_gpus),
+        )
+        cache = asdict(cost) | {"reading": cost.reading, "verdict": cost.verdict}
     return {
         "gpu": {"name": own.gpu, "memory": total, "room": room, "count": own.num_gpus},
         "strategy": own.strategy,
@@ -178,6 +190,7 @@ def make_plan(own: argparse.Namespace, arguments: RunArguments) -> dict[str, Any
         "fits": fits,
         "proposal": propose(own.strategy, fits, sizes, batch, room),
         "epoch": epoch,
+        "cache_vision": cache,
     }
 
 

@@ -45,12 +45,22 @@ def _last_lines(plan: dict[str, Any]) -> list[str]:
         proposal = f"{name}, --activation_memory {choice['regime']}"
         if choice["tokens"]:
             proposal += f"\n{'':<17}with batches of up to {choice['tokens']:,} tokens"
+    cache = plan["cache_vision"]
     return [
         f"proposal         {proposal}",
         f"epoch            {epoch['samples']:,} samples, {epoch['tokens']:,} tokens, "
         f"{epoch['operations']:.2e} operations",
         f"time             {_duration(epoch['seconds'])} an epoch at MFU {epoch['mfu']:g} of "
         f"{gpu['count']} x {gpu['name']}",
+        *(_cache_lines(cache) if cache else []),
+    ]
+
+
+def _cache_lines(cache: dict[str, Any]) -> list[str]:
+    return [
+        f"--cache_vision   {_gb(cache['num_bytes'])} GB, read in {_duration(cache['reading'])} of "
+        f"an epoch instead of {_duration(cache['tower'])}",
+        f"{'':<17}of the tower: {cache['verdict']}",
     ]
 
 

@@ -36,6 +36,7 @@ from phi3v.training.checks import check_arguments
 from phi3v.training.datasets import build_datasets, overviews, stream_position
 from phi3v.training.estimate import predict
 from phi3v.training.facts import settle_facts
+from phi3v.training.features import attach_feature_cache
 from phi3v.training.flags import RunArguments, parse_arguments
 from phi3v.training.guard import STATUS_NOT_FINITE, NotFiniteError
 from phi3v.training.interruption import STATUS_INTERRUPTED, last_words, wait_unheeding
@@ -140,6 +141,7 @@ def prepare(
         assert surveyed is not None
         train_set = packs = pack_training_set(surveyed, config, arguments)
     model = build_model(arguments)
+    features = attach_feature_cache(arguments, model, processor, train_set, eval_set)
     regime = apply_activation_memory(arguments, model, config, train_set)
     plan = None
     if surveyed is not None and surveyed.num_crops is not None:
@@ -162,6 +164,7 @@ def prepare(
         skips=skips,
         facts=facts,
         score_answers=scorer,
+        features=features,
     )
     if trainer.is_world_process_zero():
         if checkpoint is None:

@@ -17,6 +17,7 @@ from phi3v.model.processing import Phi3VProcessor
 from phi3v.training.answers import show_answers
 from phi3v.training.arguments import LoraArguments, Phi3VTrainingArguments
 from phi3v.training.callbacks import GradientCheck, ProgressBar, SkipCounter, TokenCounter
+from phi3v.training.features import FeatureWriter, storing
 from phi3v.training.guard import CurveWatch, NumericsGuard
 from phi3v.training.interruption import StopRequest, StopWhenAsked, shelter_workers
 from phi3v.training.optimizer import parameter_groups
@@ -35,6 +36,7 @@ class Phi3VTrainer(SavingTrainer):
         facts: What the run is made of; written into every checkpoint.
         skips: Counts what is skipped; None where a bad record is an error.
         score_answers: Scores generated answers at each evaluation; None for the loss alone.
+        features: Stores what the tower makes of pictures; None without a cache.
         **kwargs: Those of ``transformers.Trainer``.
     """
 
@@ -49,11 +51,13 @@ class Phi3VTrainer(SavingTrainer):
         facts: dict[str, Any],
         skips: SkipCounter | None = None,
         score_answers: AnswerScorer | None = None,
+        features: FeatureWriter | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(base_folder=base_folder, processor=processor, facts=facts, **kwargs)
         self.lora = lora
         self.tokens = TokenCounter()
+        self.features = features
         self.skips = skips
         self.score_answers = score_answers
         self.stop_request = StopRequest(listens=self.args.save_on_signal)
@@ -101,7 +105,8 @@ class Phi3VTrainer(SavingTrainer):
         if self.skips is not None:
             self.skips.take(inputs)
         records = inputs.pop("records", [])
-        loss = super().training_step(model, inputs, *args)
+        with storing(self.features, inputs):
+            loss = super().training_step(model, inputs, *args)
         return self.guard.add_loss(self.state.global_step + 1, records, loss)
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
@@ -213,9 +218,9 @@ class Phi3VTrainer(SavingTrainer):
         if self.skips is not None:
             self.skips.take(inputs)
         inputs.pop("records", None)
-        inputs = self._prepare_inputs(inputs)
-        labels = self._without_repeats(inputs["labels"])
-        with self.compute_loss_context_manager():
+        with storing(self.features, inputs), self.compute_loss_context_manager():
+            inputs = self._prepare_inputs(inputs)
+            labels = self._without_repeats(inputs["labels"])
             total = model(**{**inputs, "labels": labels}, num_items_in_batch=1).loss
         count = labels[:, 1:].ne(-100).sum()
         self._eval_sums += torch.stack([total, count])
@@ -227,9 +232,8 @@ class Phi3VTrainer(SavingTrainer):
         if not state.end_of_dataloader or state.remainder <= 0:
             return labels
         own = state.remainder - self.accelerator.process_index * labels.shape[0]
-        return labels.masked_fill(
-            torch.arange(labels.shape[0], device=labels.device)[:, None] >= own, -100
-        )
+        rows = torch.arange(labels.shape[0], device=labels.device)[:, None]
+        return labels.masked_fill(rows >= own, -100)
 
     def log(self, logs: dict[str, float], *args: Any) -> None:
         """Add tokens per second of this process, and skipped records, to the training log."""
