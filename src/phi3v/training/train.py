@@ -214,17 +214,19 @@ def main(
         arguments, messages = parse_arguments(argv)
     for message in messages:
         logger.warning(message)
+    trainer, status = None, 0
     try:
         trainer = run(arguments, make_scorer)
     except NotFiniteError as error:
+        status = STATUS_NOT_FINITE
         if rank() == 0:
             print(f"phi3v train: stopped: {error}", file=sys.stderr)
-        return STATUS_NOT_FINITE
-    folder = Path(str(trainer.args.output_dir))
-    status = STATUS_INTERRUPTED if trainer.is_interrupted else 0
-    if trainer.is_interrupted:
+    folder = Path(str(arguments.training.output_dir))
+    if trainer is not None and trainer.is_interrupted:
+        status = STATUS_INTERRUPTED
         if rank() == 0:
             print(last_words(trainer.stop_request, trainer.state, str(folder)), file=sys.stderr)
+    if status:
         wait_unheeding()
     # Before the process group, which the model holds, too; see there.
     del trainer
