@@ -6,7 +6,8 @@ Runs of a tiny model on the CPU, with one and with two processes, are killed by 
 kills come at a random time, half before a random step on the disk. A killed run is started again by
 the same command until it is finished; then its losses, norms of gradients, learning rates and
 weights must be those of an unbroken run, bit for bit. After every kill, whatever bears the name of
-a checkpoint must be readable. Merging and indexing are killed in between. Status 1: a fault.
+a checkpoint must be readable. Merging and indexing are killed in between. With --cache_vision, the
+killed runs fill a cache of features that the unbroken ones do without. Status 1: a fault.
 """
 
 import argparse
@@ -19,13 +20,18 @@ import socket
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tests.training.killing import check_checkpoints, check_same_run, kill_at_step
+from tests.training.killing import (
+    Work,
+    check_checkpoints,
+    check_entries,
+    check_same_run,
+    child,
+    kill_at_step,
+)
 from tests.training.launching import write_mixed_data
 
 from phi3v.data.records import read_record
@@ -39,26 +45,13 @@ from phi3v.training.merge import merge
 STEPS = 12
 # About so many steps on the disk belong to saving six times.
 DISK_STEPS = 400
-Work = Callable[[], object]
+# So many fill a cache of features and read from it.
+CACHE_STEPS = 40
 
 
-def child(work: Work, log: Path, environment: dict[str, str], before: Work) -> int:
-    """Do the work in a child process; returns its id."""
-    process = os.fork()
-    if process:
-        return process
-    with log.open("ab") as file:
-        for descriptor in (1, 2):
-            os.dup2(file.fileno(), descriptor)
-    os.environ.update(environment)
-    status = 1
-    try:
-        before()
-        status = int(work() or 0)
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    os._exit(status)
+def cache_of(output: Path) -> Path:
+    """Name the folder of features of a run, beside its output."""
+    return output.with_suffix(".cache")
 
 
 class Harness:
@@ -67,10 +60,12 @@ class Harness:
     Args:
         folder: Scratch folder.
         seed: Decides the moments.
+        caches: Freeze the tower, and keep its features in all runs but the unbroken ones.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, *, caches: bool = False) -> None:
         self.folder = folder
+        self.caches = caches
         self.random = random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.base = write_tiny_checkpoint(
@@ -81,7 +76,11 @@ class Harness:
 
     def flags(self, output: Path) -> list[str]:
         """Flags of a run that shuffles, drops out, saves every second step and keeps two."""
+        more = ["--freeze_vision_tower", "True"] if self.caches else []
+        if self.caches and not output.name.startswith("unbroken"):
+            more += ["--cache_vision", str(cache_of(output))]
         return [
+            *more,
             *("--model_id", str(self.base), "--data_path", str(self.data)),
             *("--image_folder", str(self.folder), "--num_crops", "2", "--max_num_frames", "2"),
             *("--use_cpu", "True", "--dataloader_num_workers", "0", "--report_to", "none"),
@@ -112,14 +111,14 @@ class Harness:
             )
         return started
 
-    def run(self, output: Path, processes: int, moment: float | int | None) -> bool:
+    def run(self, output: Path, processes: int, moment: float | tuple[Path, int] | None) -> bool:
         """Run, and kill all processes after a time, or when the first does a step on the disk.
 
         Returns:
             Whether the run was finished.
         """
-        at_disk = moment if isinstance(moment, int) else 0
-        ids = self.start(output, processes, lambda: kill_at_step(output, at_disk))
+        at_disk = moment if isinstance(moment, tuple) else (output, 0)
+        ids = self.start(output, processes, lambda: kill_at_step(*at_disk))
         end = time.monotonic() + (moment if isinstance(moment, float) else 300)
         statuses: dict[int, int] = {}
         while len(statuses) < processes:
@@ -152,17 +151,23 @@ class Harness:
     def kill_training(self, output: Path, processes: int) -> bool:
         """Kill a run once, or let it finish and compare; returns whether it was finished."""
         expected = self.unbroken(processes)
-        moment: float | int = self.random.uniform(0.05, self.seconds[processes])
+        moment: float | tuple[Path, int] = self.random.uniform(0.05, self.seconds[processes])
         if self.random.random() < 0.5:
-            moment = self.random.randint(1, DISK_STEPS)
+            moment = (output, self.random.randint(1, DISK_STEPS))
+            if self.caches and self.random.random() < 0.5:
+                moment = (cache_of(output), self.random.randint(1, CACHE_STEPS))
         finished = self.run(output, processes, moment)
         check_checkpoints(output)
+        check_entries(cache_of(output))
         if finished:
             check_same_run(output, expected)
             shutil.rmtree(output)
+            shutil.rmtree(cache_of(output), ignore_errors=True)
             return True
-        kind = "before a step on the disk" if isinstance(moment, int) else "at a time"
+        kind = "before a step on the disk" if isinstance(moment, tuple) else "at a time"
         saving = "saving" if (output / UNFINISHED).exists() else "otherwise"
+        if isinstance(moment, tuple) and moment[0] != output:
+            saving = "storing or reading features"
         self.counts[f"{processes} processes, {kind}, {saving}"] += 1
         return False
 
@@ -207,12 +212,13 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=60, help="number of kills")
     parser.add_argument("--seed", type=int, default=0, help="decides the moments")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="of a run")
+    parser.add_argument("--cache_vision", action="store_true", help="keep features of a tower")
     parser.add_argument("--folder", type=Path, help="scratch folder; default: a temporary one")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     kills = finished = 0
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        harness = Harness(Path(folder), arguments.seed)
+        harness = Harness(Path(folder), arguments.seed, caches=arguments.cache_vision)
         while kills < arguments.runs:
             processes = arguments.processes[finished % len(arguments.processes)]
             output = Path(folder) / f"run{finished}"

@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from phi3v.training.checkpoints import checkpoints_of
 # What the interpreter reports before a file is opened, made, renamed or removed.
 _FAILED = 3
 _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
+
+
+Work = Callable[[], object]
 
 
 def survives(
@@ -65,6 +69,25 @@ def kill_at_step(folder: Path, kill_at: int, error: OSError | None = None) -> No
     sys.addaudithook(watch)
 
 
+def child(work: Work, log: Path, environment: dict[str, str], before: Work) -> int:
+    """Do the work in a child process; returns its id."""
+    process = os.fork()
+    if process:
+        return process
+    with log.open("ab") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    os.environ.update(environment)
+    status = 1
+    try:
+        before()
+        status = int(work() or 0)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(status)
+
+
 def check_checkpoints(output: Path) -> None:
     """Read everything that bears the name of a checkpoint, without the help of the manifest."""
     for checkpoint in checkpoints_of(output):
@@ -74,6 +97,14 @@ def check_checkpoints(output: Path) -> None:
         load_file(checkpoint / "adapter_model.safetensors")
         for name in ("optimizer.pt", "scheduler.pt"):
             torch.load(checkpoint / name, weights_only=True)
+
+
+def check_entries(cache: Path) -> None:
+    """Read every entry of a cache of features, if there is one, as far as its digest goes."""
+    for entry in cache.glob("*/[0-9a-f][0-9a-f]/*"):
+        content = entry.read_bytes()
+        if len(content) <= 32 or blake2b(content[32:], digest_size=32).digest() != content[:32]:
+            raise AssertionError(f"{entry} is damaged")
 
 
 def check_same_run(output: Path, expected: Path) -> None:
