@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.inference.turns import Counter
 
 from phi3v.inference.chat import ChatSession, GenerationSettings
 from phi3v.model.answers import Conversation, answer_batch, render_prompt
@@ -174,3 +175,24 @@ def test_a_conversation_must_end_with_a_question(model: Any, processor: Phi3VPro
     )
     with pytest.raises(ValueError, match="last message is the assistant's"):
         answer_batch(model, processor, [answered])
+
+
+def test_a_turn_decodes_only_what_is_new(
+    model: Any, processor: Phi3VProcessor, media_folder: Path
+) -> None:
+    session, counter = ChatSession(model, processor), Counter(model)
+    first = say(session, "What?", [media_folder / "wide.png"])
+    fed, crops = counter.take()
+    prompt = render_prompt(processor, session.conversation("And now?"))
+    assert crops > 0
+    second = say(session, "And now?")
+    again, crops = counter.take()
+    # The prompt of the first turn is kept; its answer may be other tokens when it is read.
+    assert crops == 0 and again[0] <= prompt.num_tokens - 1 - fed[0]
+    fresh = ChatSession(model, processor)
+    assert [say(fresh, "What?", [media_folder / "wide.png"]), say(fresh, "And now?")] == [
+        first,
+        second,
+    ]
+    session.clear()
+    assert session.prefixes.num_tokens == 0

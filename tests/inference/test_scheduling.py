@@ -3,11 +3,14 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tests.inference.turns import Counter
 
 from phi3v.inference import scheduling
 from phi3v.inference.answering import AnswerPiece, AnswerRequest, Row
+from phi3v.inference.prefixes import Prefix, PrefixCache, Regime
 from phi3v.inference.prompts import PreparedPrompt
 from phi3v.inference.scheduling import AnswerError, BusyError, Limits, Scheduler, StoppedError
 from phi3v.model.processing import Phi3VProcessor
@@ -21,7 +24,9 @@ class Recorder:
         self.free = threading.Event()
         self.errors: list[Exception] = []
 
-    def __call__(self, model: Any, processor: Any, rows: Sequence[Row]) -> None:
+    def __call__(
+        self, model: Any, processor: Any, rows: Sequence[Row], prefixes: PrefixCache
+    ) -> None:
         self.batches.append([len(row.request.prompt.input_ids) for row in rows])
         assert self.free.wait(10)
         if self.errors:
@@ -126,6 +131,43 @@ def test_a_batch_out_of_memory_is_answered_one_by_one(
     assert asyncio.run(run()) == ["1", "2", "3"]
     assert recorder.batches == [[1, 2, 3], [1], [2], [3]]
     scheduler.close()
+
+
+def test_what_is_kept_makes_room_for_a_batch_out_of_memory(
+    recorder: Recorder, processor: Phi3VProcessor
+) -> None:
+    scheduler = Scheduler(None, processor, Limits(batch_window=0.0))
+    scheduler._prefixes.keep(Prefix(np.zeros((1, 2), np.int64), [], {}, Regime(True, False)))
+    recorder.errors = [torch.OutOfMemoryError("much is kept")]
+    recorder.free.set()
+
+    async def run() -> str:
+        return "".join([piece.text async for piece in scheduler.submit(request(3))])
+
+    assert asyncio.run(run()) == "3"
+    assert recorder.batches == [[3], [3]]
+    assert scheduler._prefixes.num_tokens == 0
+    scheduler.close()
+
+
+@pytest.mark.parametrize(("max_kept_tokens", "fed"), [(1000, 4), (0, 9)])
+def test_the_next_request_begins_where_the_last_one_ended(
+    model: Any, processor: Phi3VProcessor, max_kept_tokens: int, fed: int
+) -> None:
+    limits = Limits(batch_window=0.0, max_kept_tokens=max_kept_tokens)
+    scheduler, counter = Scheduler(model, processor, limits), Counter(model)
+
+    async def run(*ids: int) -> None:
+        one = AnswerRequest(PreparedPrompt(list(ids)), 1)
+        assert [piece async for piece in scheduler.submit(one)]
+
+    asyncio.run(run(1, 5, 6, 7, 8, 9))
+    counter.take()
+    asyncio.run(run(1, 5, 6, 7, 8, 20, 21, 22, 23, 24))
+    # All but the last token; five of them are kept.
+    assert counter.take()[0] == [fed, 1]
+    scheduler.close()
+    assert scheduler.join(60)
 
 
 def test_a_failure_ends_its_own_batch_only(

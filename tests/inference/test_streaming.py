@@ -31,14 +31,14 @@ class Counting:
 
 
 def test_the_prompt_is_not_part_of_the_stream() -> None:
-    ids = stream_ids(Counting(), {})
+    ids = stream_ids(Counting().generate, {})
     assert [next(ids), next(ids)] == [1, 2]
     ids.close()
 
 
 def test_closing_the_stream_ends_the_thread() -> None:
     before = threading.active_count()
-    ids = stream_ids(Counting(), {})
+    ids = stream_ids(Counting().generate, {})
     next(ids)
     assert threading.active_count() == before + 1
     ids.close()
@@ -46,7 +46,7 @@ def test_closing_the_stream_ends_the_thread() -> None:
 
 
 def test_an_error_of_the_thread_is_raised_where_the_answer_is_read() -> None:
-    ids = stream_ids(Counting(fail_at=3), {})
+    ids = stream_ids(Counting(fail_at=3).generate, {})
     assert [next(ids), next(ids)] == [1, 2]
     with pytest.raises(RuntimeError, match="the kernel failed"):
         next(ids)

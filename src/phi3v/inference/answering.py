@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from phi3v.inference.answers import text_pieces
-from phi3v.inference.prompts import PreparedPrompt, join_prompts
+from phi3v.inference.prefilling import generate_rows
+from phi3v.inference.prefixes import PrefixCache
+from phi3v.inference.prompts import PreparedPrompt
 from phi3v.inference.sampling import RowSampler, RowSampling
 from phi3v.model.processing import Phi3VProcessor
 
@@ -152,27 +153,33 @@ class _HandOn(StoppingCriteria):
         return torch.tensor([row.done for row in self._rows], device=input_ids.device)
 
 
-def answer_rows(model: Any, processor: Phi3VProcessor, rows: Sequence[Row]) -> None:
+def answer_rows(
+    model: Any,
+    processor: Phi3VProcessor,
+    rows: Sequence[Row],
+    prefixes: PrefixCache | None = None,
+) -> None:
     """Answer rows in one batch; a row that is cancelled stops with the token in work.
 
     Args:
         model: ``Phi3VForCausalLM`` or a PEFT model around it, with the adapter already switched.
         processor: Its processor.
-        rows: At least one.
+        rows: At least one, all with the adapter or all without.
+        prefixes: What is kept of earlier conversations; gets these too. None keeps nothing.
 
     Raises:
         Exception: Whatever the generation raised; rows that are not done have no answer.
     """
     prompts = [row.request.prompt for row in rows]
-    inputs = join_prompts(prompts, processor.tokenizer.bos_token_id)
-    # Sizes stay on the CPU, where the model reads them.
-    moved: dict[str, Tensor] = {
-        key: inputs[key].to(model.device) for key in inputs if key != "image_sizes"
-    }
     lengths = [len(prompt.input_ids) for prompt in prompts]
     sampler = RowSampler([row.request.sampling for row in rows], lengths, model.device)
-    model.generate(
-        **inputs | moved,
+    generate_rows(
+        model,
+        prompts,
+        prefixes or PrefixCache(max_tokens=0),
+        pad_id=processor.tokenizer.bos_token_id,
+        adapted=rows[0].request.adapted,
+        answer_lengths=lambda: [row.num_tokens for row in rows],
         max_new_tokens=max(row.request.max_new_tokens for row in rows),
         do_sample=False,
         # An image place without its picture cannot be read again in the next step.

@@ -1,9 +1,14 @@
 """One answer as a stream of pieces. Whole batches are answered by `phi3v.model.answers`."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from phi3v.inference.prefilling import generate_rows
+from phi3v.inference.prefixes import PrefixCache
+from phi3v.inference.prompts import prepare_prompt
 from phi3v.inference.streaming import TextPieces, stream_ids, stream_pieces
 from phi3v.model.answers import (
     Conversation,
@@ -22,11 +27,19 @@ def stream_answer(
     processor: Phi3VProcessor,
     conversation: Conversation,
     settings: GenerationSettings | None = None,
+    prefixes: PrefixCache | None = None,
 ) -> Generator[str]:
     """Answer one conversation, piece by piece; the pieces join to the answer.
 
     The prompt is checked at once, the generation starts with the first piece. A beam search gives
-    its answer in one piece, because it is chosen at the end.
+    its answer in one piece, because it is chosen at the end; it uses and keeps no prefix.
+
+    Args:
+        model: ``Phi3VForCausalLM`` or a PEFT model around it.
+        processor: Its processor.
+        conversation: Ends with a question.
+        settings: How to choose the answer; None is greedy.
+        prefixes: What is kept of earlier conversations; gets this one too.
 
     Raises:
         ValueError: As `answer_batch` does.
@@ -35,11 +48,27 @@ def stream_answer(
     if settings.num_beams > 1:
         check_length(model, render_prompt(processor, conversation))
         return _answer_at_once(model, processor, conversation, settings)
-    return _stream(model, processor, prepare_inputs(model, processor, [conversation], settings))
+    if prefixes is None:
+        inputs = prepare_inputs(model, processor, [conversation], settings)
+        return _stream(model.generate, processor, inputs)
+    prompt = render_prompt(processor, conversation)
+    room = check_length(model, prompt)
+    options = replace(settings, max_new_tokens=min(settings.max_new_tokens, room)).options()
+    generate = partial(
+        generate_rows,
+        model,
+        [prepare_prompt(processor, conversation, prompt.num_tokens)],
+        prefixes,
+        pad_id=processor.tokenizer.bos_token_id,
+        suppress_tokens=[processor.image_token_id],
+    )
+    return _stream(generate, processor, options)
 
 
-def _stream(model: Any, processor: Phi3VProcessor, inputs: dict[str, Any]) -> Generator[str]:
-    with closing(stream_ids(model, inputs)) as ids:
+def _stream(
+    generate: Callable[..., Any], processor: Phi3VProcessor, inputs: dict[str, Any]
+) -> Generator[str]:
+    with closing(stream_ids(generate, inputs)) as ids:
         yield from stream_pieces(ids, text_pieces(processor))
 
 

@@ -12,6 +12,7 @@ from phi3v.data.attachments import Attachment, attach, join_turns, place_tags
 from phi3v.data.options import MediaOptions
 from phi3v.data.turns import MEDIA_TAG, Turn
 from phi3v.inference.answers import stream_answer
+from phi3v.inference.prefixes import PrefixCache
 from phi3v.model.answers import Conversation, answer_batch
 from phi3v.model.processing import IMAGE_TOKEN, Phi3VProcessor
 from phi3v.model.settings import GenerationSettings
@@ -54,10 +55,13 @@ class ChatSession:
         self.max_num_frames = max_num_frames
         self.settings = settings or GenerationSettings()
         self.media_options = media_options
+        # A turn decodes only what is new in it.
+        self.prefixes = PrefixCache()
         self.clear()
 
     def clear(self) -> None:
         """Forget all turns and pictures; the system text stays."""
+        self.prefixes.clear()
         self.turns: list[Turn] = [Turn("system", self.system)] if self.system else []
         self.attachments: list[Attachment] = []
 
@@ -99,7 +103,7 @@ class ChatSession:
             attach(one, kind="video", max_num_frames=frames, options=options) for one in videos
         ]
         conversation = self.conversation(text, added)
-        pieces = stream_answer(self.model, self.processor, conversation, chosen)
+        pieces = stream_answer(self.model, self.processor, conversation, chosen, self.prefixes)
         question = Turn("user", place_tags(text, [one.kind for one in added]))
         return self._listen(pieces, question, added)
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from phi3v.inference.answering import AnswerPiece, AnswerRequest, Row, answer_rows
+from phi3v.inference.prefixes import MAX_KEPT_TOKENS, PrefixCache
 from phi3v.model.processing import Phi3VProcessor
 
 logger = logging.getLogger(__name__)
@@ -44,12 +45,14 @@ class Limits:
             may be longer.
         max_waiting: Most requests that wait or are being opened.
         batch_window: Seconds that the first in line waits for company.
+        max_kept_tokens: Most tokens of conversations that are kept for their next turn.
     """
 
     max_batch_size: int = 8
     max_batch_tokens: int = 32768
     max_waiting: int = 64
     batch_window: float = 0.01
+    max_kept_tokens: int = MAX_KEPT_TOKENS
 
 
 class Answer:
@@ -94,6 +97,7 @@ class Scheduler:
         self._model = model
         self._processor = processor
         self.limits = limits or Limits()
+        self._prefixes = PrefixCache(self.limits.max_kept_tokens)
         self._waiting: list[Row] = []
         self._running: list[Row] = []
         self._num_opening = 0
@@ -220,12 +224,13 @@ class Scheduler:
         # PEFT's own switch: it bypasses adapters and fully trained copies of modules alike.
         with torch.inference_mode(), nullcontext() if adapted else self._model.disable_adapter():
             try:
-                answer_rows(self._model, self._processor, rows)
+                answer_rows(self._model, self._processor, rows, self._prefixes)
             except torch.OutOfMemoryError:
+                kept = self._prefixes.clear()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 fresh = [row for row in rows if row.num_tokens == 0 and not row.done]
-                if len(rows) == 1 or len(fresh) < len(rows):
+                if (len(rows) == 1 and not kept) or len(fresh) < len(rows):
                     raise
                 logger.warning("out of memory with %d requests at once; one by one", len(rows))
                 for row in fresh:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from phi3v.inference.prefixes import MAX_KEPT_TOKENS
 from phi3v.inference.terminal import note
 from phi3v.model.flags import (
     add_flag,
@@ -69,6 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
              help="most tokens of all answers at once, prompts included (%(default)s)")  # fmt: skip
     add_flag(bounds, "max-waiting", type=int, default=64,
              help="most requests in line; further ones are answered 429 (%(default)s)")  # fmt: skip
+    add_flag(bounds, "max-kept-tokens", type=int, default=MAX_KEPT_TOKENS,
+             help="most tokens of conversations whose keys and values are kept for the next turn; "
+             "0 keeps none (%(default)s)")  # fmt: skip
     return parser
 
 
@@ -90,6 +94,11 @@ def _check(arguments: argparse.Namespace) -> GenerationSettings:
         if getattr(arguments, name) < 1:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} is {getattr(arguments, name)}, expected at least 1")
+    if arguments.max_kept_tokens < 0:
+        raise ValueError(
+            f"--max-kept-tokens is {arguments.max_kept_tokens}, expected 0, which keeps none, or "
+            "more"
+        )
     missing = [name for name in ("fastapi", "gradio", "uvicorn") if find_spec(name) is None]
     if missing:
         raise ValueError(
@@ -138,6 +147,7 @@ def _make_service(arguments: argparse.Namespace, model: Any, processor: Any) -> 
             max_batch_size=arguments.max_batch_size,
             max_batch_tokens=arguments.max_batch_tokens,
             max_waiting=arguments.max_waiting,
+            max_kept_tokens=arguments.max_kept_tokens,
         ),
         max_context=arguments.max_context,
     )

@@ -40,13 +40,13 @@ class _StopWhenSet(StoppingCriteria):
         return stopped  # type: ignore[return-value]  # full() of a bool makes a BoolTensor
 
 
-def stream_ids(model: Any, inputs: Mapping[str, Any]) -> Generator[int]:
+def stream_ids(generate: Callable[..., Any], inputs: Mapping[str, Any]) -> Generator[int]:
     """Generate one answer and yield its ids as they come.
 
     Closing the iterator stops the generation after the token in work.
 
     Args:
-        model: The model.
+        generate: The model's own, or one that takes a streamer and stopping criteria as it does.
         inputs: Inputs of one prompt and options of ``generate``.
 
     Raises:
@@ -57,7 +57,7 @@ def stream_ids(model: Any, inputs: Mapping[str, Any]) -> Generator[int]:
 
     def run() -> None:
         try:
-            model.generate(
+            generate(
                 **inputs,
                 streamer=_IdStreamer(queue.put),
                 stopping_criteria=StoppingCriteriaList([_StopWhenSet(stop)]),

@@ -54,7 +54,7 @@ class Phi3VGenerationMixin:
         if embeds is None and model_kwargs.get("image_sizes") is not None:
             pixels, sizes = model_kwargs.pop("pixel_values", None), model_kwargs.pop("image_sizes")
             if pixels is not None:
-                embeds = self.model.vision_embed_tokens(pixels, sizes)  # type: ignore[attr-defined]
+                embeds = self.get_image_features(pixels, sizes)  # type: ignore[attr-defined]
         if embeds is not None and expand_size > 1:
             assert input_ids is not None
             per_row = self._image_places(input_ids).sum(dim=1).tolist()

@@ -1,7 +1,7 @@
 """Phi-3-vision with its head: logits, loss, generation.
 
-Letters: B rows, T tokens of this call, U tokens seen with the cache, N images, C crops, H hidden
-size.
+Letters: B rows, T tokens of this call, U tokens seen with the cache, N images, C crops, M image
+tokens, H hidden size.
 """
 
 from collections.abc import Sequence
@@ -31,6 +31,12 @@ class Phi3VForCausalLM(  # type: ignore[misc]
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def get_image_features(
+        self, pixel_values: Tensor, image_sizes: Tensor | Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Encode images to their image tokens (M, H), for ``image_embeds`` of `forward`."""
+        return self.model.vision_embed_tokens(pixel_values, image_sizes)
 
     def forward(
         self,
