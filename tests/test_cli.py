@@ -133,6 +133,46 @@ def test_interrupt_ends_with_130(
     assert capsys.readouterr().err == "phi3v fake: interrupted\n"
 
 
+ENDING = """
+import atexit, sys, types
+from phi3v import cli
+
+def fail(argv):
+    raise RuntimeError("a bug")
+
+sys.modules["fake_room"] = types.SimpleNamespace(main=fail)
+cli.COMMANDS["fake"] = cli.Command("fake_room", "stand-in")
+atexit.register(print, "taken apart")
+cli.start()
+"""
+
+
+@pytest.mark.parametrize(
+    ("word", "processes", "status", "is_taken_apart"),
+    [
+        ("--version", "2", 0, True),
+        ("unknown", "1", 2, True),
+        ("unknown", "2", 2, False),
+        ("fake", "1", 1, True),
+        ("fake", "2", 1, False),
+    ],
+)
+def test_one_of_several_processes_that_fails_ends_at_once(
+    word: str, processes: str, status: int, is_taken_apart: bool
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, word],
+        env={**os.environ, "PYTHONPATH": str(SOURCE), "WORLD_SIZE": processes},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == status
+    assert ("taken apart" in done.stdout) == is_taken_apart
+    if status:
+        assert {"unknown": "unknown command", "fake": "a bug"}[word] in done.stderr
+
+
 @pytest.mark.parametrize(
     ("command_line", "expected"),
     [

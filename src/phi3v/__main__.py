@@ -1,8 +1,6 @@
 """Run the command line as ``python -m phi3v``."""
 
-import sys
-
-from phi3v.cli import main
+from phi3v.cli import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start()

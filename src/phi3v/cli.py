@@ -9,10 +9,11 @@ import difflib
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from phi3v import __version__
 
@@ -93,6 +94,29 @@ def main(argv: list[str] | None = None) -> int:
         print(f"phi3v: error: {_explain_unknown(name)}", file=sys.stderr)
         return 2
     return _run(name, arguments, debug)
+
+
+def start() -> NoReturn:
+    """Run the command of this process, and end it with its status.
+
+    One of several processes that share a work ends at once when it fails. Python would take apart
+    first what they share: the threads that exchange gradients wait for processes that go on
+    without this one, and this one would wait for its threads.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        sys.exit(main())
+    try:
+        status: int | str | None = main()
+    except SystemExit as error:
+        status = error.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    if not status:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 1)
 
 
 def quiet_libraries() -> None:

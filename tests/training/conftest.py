@@ -13,7 +13,7 @@ from tests.data.clips import write_clip
 
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.model.tiny import write_tiny_checkpoint
-from phi3v.training import train
+from phi3v.training import preparing, train
 from phi3v.training.flags import parse_arguments
 from phi3v.training.parts import PARTS, own_parameters
 from phi3v.training.trainer import Phi3VTrainer
@@ -108,7 +108,7 @@ def start(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     def start(*more: str, folder: str = "out") -> Run:
         before: dict[str, torch.Tensor] = {}
-        build_model = train.build_model
+        build_model = preparing.build_model
 
         def watched(*args: Any) -> Any:
             model = build_model(*args)
@@ -117,7 +117,7 @@ def start(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
         target = tmp_path / folder
         with monkeypatch.context() as patch:
-            patch.setattr(train, "build_model", watched)
+            patch.setattr(preparing, "build_model", watched)
             arguments, _ = parse_arguments([*flags, "--output_dir", str(target), *more])
             trainer = train.run(arguments)
         return Run(trainer, target, before)

@@ -119,7 +119,7 @@ def vanish_after_check(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
         path.unlink(missing_ok=True)
         return made
 
-    monkeypatch.setattr("phi3v.training.train.build_datasets", built)
+    monkeypatch.setattr("phi3v.training.preparing.build_datasets", built)
 
 
 def words(data: DataArguments, *more: str) -> list[str]:

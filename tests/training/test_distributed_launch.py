@@ -115,3 +115,16 @@ def test_folder_in_use_is_refused_by_all_processes(words: list[str], tmp_path: P
     output = launch([*command, "--output_dir", str(tmp_path / "out")], 100, status=None)
     assert output.count("phi3v train: error:") == 1 and "is not empty" in output
     assert os.listdir(tmp_path / "out") == ["mine.txt"]
+
+
+def test_error_of_one_process_in_a_step_ends_all(words: list[str], tmp_path: Path) -> None:
+    data = tmp_path / "mixed.json"
+    records = json.loads(data.read_text())
+    # The second process reads it in its second step.
+    records[3] |= {"image": "absent.png", "conversations": records[1]["conversations"]}
+    data.write_text(json.dumps(records))
+    more = ["--check_data", "False", "--train_sampling_strategy", "sequential", "--max_steps", "4"]
+    command = [*TORCHRUN, *TWO, "-m", "phi3v.training.train", *words, *more, "--use_cpu", "True"]
+    output = launch([*command, "--output_dir", str(tmp_path / "out")], 200, status=None)
+    assert output.count("phi3v train: error: ") == 1 and "absent.png" in output
+    assert "exitcode  : 2 " in output

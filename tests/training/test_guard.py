@@ -189,8 +189,8 @@ def test_command_ends_with_status_76_and_no_traceback(
 
 
 def test_skipping_contradicts_what_steps_by_itself() -> None:
+    from phi3v.training.checks import check_arguments
     from phi3v.training.flags import parse_arguments
-    from phi3v.training.train import check_arguments
 
     arguments, _ = parse_arguments(
         ["--model_id", "m", "--data_path", "d", "--use_cpu", "--on_nonfinite", "skip"]
