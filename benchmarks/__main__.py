@@ -26,7 +26,11 @@ TOLERANCE = 1e-4
 
 
 class Scenario(NamedTuple):
-    """A step that all arms make on the same samples; the first ``rare`` round has all arms."""
+    """A step that all arms make on the same samples; the first ``rare`` round has all arms.
+
+    Where ``frees`` is set, the allocator of each process gives back what is freed at once: the C
+    library's own keeps holes that no tensor is in, and of other sizes in every arm.
+    """
 
     name: str
     method: str
@@ -35,6 +39,7 @@ class Scenario(NamedTuple):
     arms: tuple[str, ...]
     rare_arms: tuple[str, ...] = ()
     rounds: int | None = None
+    frees: bool = False
 
 
 SCENARIOS = (
@@ -62,19 +67,21 @@ SCENARIOS = (
         "lora",
         "mem-V",
         "mixed-4",
-        ("original", "ours", "ours-full"),
+        ("original", "ours", "ours-selective", "ours-full"),
         rounds=1,
+        frees=True,
     ),
 )
 
 
-def run_module(module: str, *words: str, quick: bool = False) -> Any:
+def run_module(module: str, *words: str, quick: bool = False, frees: bool = False) -> Any:
     """Run a module in a process of its own on one thread; what it printed, read as JSON.
 
     Args:
         module: One of this package.
         words: Its command line.
         quick: Run it in this process: no code is loaded again, and times mean less.
+        frees: Let the allocator give back what is freed at once.
 
     Raises:
         RuntimeError: It failed; the message holds the end of what it said.
@@ -84,11 +91,13 @@ def run_module(module: str, *words: str, quick: bool = False) -> Any:
         with contextlib.redirect_stdout(printed):
             import_module(f"benchmarks.{module}").main(list(words))
         return _read(printed.getvalue())
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    settings = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    if frees:
+        settings["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{module}", *words],
         cwd=Path(__file__).resolve().parent.parent,
-        env=os.environ | threads,
+        env=os.environ | settings,
         capture_output=True,
         text=True,
         check=False,
@@ -119,7 +128,8 @@ def measure_steps(rounds: int, *, quick: bool) -> dict[str, list[dict[str, Any]]
         for turn in range(min(rounds, scenario.rounds or rounds)):
             for arm in scenario.arms + (scenario.rare_arms if turn == 0 else ()):
                 words = (arm, scenario.method, "--model", model, "--batch", batch)
-                one = run_module("step", *words, "--num_crops", crops, *more, quick=quick)
+                words = (*words, "--num_crops", crops, *more)
+                one = run_module("step", *words, quick=quick, frees=scenario.frees)
                 results[scenario.name].append(one)
                 say(f"{scenario.name}: {arm} {one['cpu_s']:.1f} s, {one['peak_mb']:.0f} MB")
     return results

@@ -92,7 +92,10 @@ class Phi3VAttention(nn.Module):
         # Under autocast the projection is narrower than the tables, and flash attention takes one
         # dtype only.
         query = self.rotate(query, cos, sin).to(value.dtype)
-        return query, self.rotate(key, cos, sin).to(value.dtype), value
+        key = self.rotate(key, cos, sin).to(value.dtype)
+        # As a view, the values that attention keeps would keep queries and keys before their
+        # rotation, too.
+        return query, key, value.clone() if value.requires_grad else value
 
     def _attend(
         self,

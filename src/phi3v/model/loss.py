@@ -44,12 +44,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             known = wanted != IGNORE_INDEX
             wanted = wanted.clamp(min=0)
             logits = (own @ matrix.t()).to(wide)
-            log_sum = logits.logsumexp(-1, keepdim=True)
-            total += ((log_sum - logits.gather(1, wanted)) * known).sum()
+            top = logits.amax(-1, keepdim=True)
+            wanted_logits = logits.gather(1, wanted) - top
+            # In place: the logits become probabilities, and these their own gradient.
+            sums = logits.sub_(top).exp_().sum(-1, keepdim=True)
+            total += ((sums.log() - wanted_logits) * known).sum()
             if hidden_grad is None and weight_grad is None:
                 continue
-            # In place: the logits become their own gradient.
-            logits.sub_(log_sum).exp_().scatter_add_(1, wanted, -torch.ones_like(log_sum))
+            logits.div_(sums).scatter_add_(1, wanted, -torch.ones_like(sums))
             gradient = logits.mul_(known).to(dtype)
             if hidden_grad is not None:
                 hidden_grad[start : start + CHUNK] = gradient @ matrix

@@ -42,8 +42,8 @@ def layer_bytes(config: Phi3VConfig, regime: Regime, precision: Precision) -> in
     """Count what one decoder layer keeps of a token.
 
     Source:
-        ``none``: both norms' inputs and outputs, the fused projection, rotated queries and keys,
-        the attention output, the fused gate and its product. ``selective``: the input and all
+        ``none``: both norms' inputs and outputs, rotated queries and keys, values, the attention
+        output, the fused gate and its product. ``selective``: the input and all
         products. ``full``: the input.
     """
     assert config.num_key_value_heads is not None
@@ -61,7 +61,7 @@ def layer_bytes(config: Phi3VConfig, regime: Regime, precision: Precision) -> in
             outer = (query + 2 * key, hidden, 2 * inner, hidden)
             products += hidden + sum(width for width in outer if rank * NARROW >= width)
         return precision.stream * hidden + attention + size * products + adapters
-    kept = size * (2 * hidden + (query + 2 * key) + (query + key) + 3 * inner)
+    kept = size * (2 * hidden + (query + 2 * key) + 3 * inner)
     kept += 2 * (precision.stream * hidden + WIDE) + attention + adapters
     if precision.many_segments:
         kept += size * query
