@@ -28,6 +28,8 @@ def original_batch(examples: list[Example], num_crops: int) -> dict[str, Any]:
         ``pixel_values`` float (N, num_crops + 1, 3, S, S), ``image_sizes`` int64 (N, 2).
     """
     batch = Collator(0, IMAGE_TOKEN_ID)(examples)
+    places, lengths = torch.arange(batch["labels"].shape[1]), batch.pop("document_lengths")
+    batch["attention_mask"] = (places < lengths).long()
     if "pixel_values" not in batch:
         return batch
     grids = image_grids(batch["image_sizes"], batch["pixel_values"].shape[-1])

@@ -23,17 +23,17 @@ def example(
 def test_rows_are_padded_on_the_right() -> None:
     batch = Collator(9, IMAGE)([example(2), example(4)])
     assert batch["input_ids"].tolist() == [[1, 2, 9, 9], [1, 2, 3, 4]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert batch["document_lengths"].tolist() == [[2], [4]]
     assert batch["labels"].tolist() == [[1, 2, -100, -100], [1, 2, 3, 4]]
 
 
 def test_a_pad_token_inside_the_text_stays_visible() -> None:
-    assert Collator(2, IMAGE)([example(3)])["attention_mask"].tolist() == [[1, 1, 1]]
+    assert Collator(2, IMAGE)([example(3)])["document_lengths"].tolist() == [[3]]
 
 
 def test_batch_of_text_has_no_picture_keys() -> None:
     batch = Collator(0, IMAGE)([example(2), example(3)])
-    assert set(batch) == {"input_ids", "attention_mask", "labels", "label_places"}
+    assert set(batch) == {"input_ids", "document_lengths", "labels", "label_places"}
 
 
 def test_pictures_are_joined_in_row_order_across_rows_without_any() -> None:

@@ -136,7 +136,7 @@ def test_batches_come_out_of_a_loader(
         dataset, 5, collate_fn=Collator(0, small_processor.image_token_id), num_workers=num_workers
     )
     (batch,) = loader
-    assert batch["attention_mask"].sum(1).tolist() == dataset.lengths()
+    assert batch["document_lengths"][:, 0].tolist() == dataset.lengths()
     assert len(batch["image_sizes"]) == 6
     places = (batch["input_ids"] == small_processor.image_token_id).sum()
     tokens = [

@@ -69,6 +69,7 @@ def batches(processor: Any, pictures: list[Image.Image]) -> dict[str, dict[str, 
     text, one, two = examples(processor, pictures)
     collate = Collator(0, processor.image_token_id, padding_free=True)
     made = {
+        "padded": Collator(0, processor.image_token_id)([text, one, two]),
         "without padding": collate([text, one, two]),
         "text only": collate([text]),
         "shared": collate([[[one, dict(one), dict(one)], [two], [text]]]),
@@ -85,15 +86,26 @@ def test_the_guard_sees_waits() -> None:
     assert len(waits.found) == 3
 
 
-@pytest.mark.parametrize("kind", ["without padding", "text only", "shared"])
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "checkpointed", "kernel"),
+    [
+        *((kind, False, "sdpa") for kind in ("padded", "without padding", "text only", "shared")),
+        *((kind, True, "sdpa") for kind in ("padded", "without padding", "text only", "shared")),
+        ("padded", False, "eager"),
+    ],
+)
 def test_a_training_step_never_waits(
-    processor: Any, pictures: Any, small_tokenizer: Any, kind: str, checkpointed: bool
+    processor: Any,
+    pictures: Any,
+    small_tokenizer: Any,
+    kind: str,
+    checkpointed: bool,
+    kernel: str,
 ) -> None:
     # The meta device has no values to read: what passes there waits on no device.
     config = tiny_config(small_tokenizer, hidden_size=32, vision_hidden_size=32)
     with torch.device("meta"):
-        model = Phi3VForCausalLM(config).train()
+        model = Phi3VForCausalLM._from_config(config, attn_implementation=kernel).train()
     model.model.link_vision_without_images = True
     if checkpointed:
         model.activation_checkpointing_enable()
@@ -105,6 +117,28 @@ def test_a_training_step_never_waits(
         loss = model(**batch, num_items_in_batch=torch.ones((), device="meta")).loss
         loss.backward()
     assert waits.found == []
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_rows_padded_on_the_right_need_no_mask(
+    make_model: Any, processor: Any, pictures: Any, kernel: str
+) -> None:
+    batch = batches(processor, pictures)["padded"]
+    lengths = batch["document_lengths"]
+    assert lengths.min() < lengths.max() == batch["labels"].shape[1]
+    mask = (torch.arange(batch["labels"].shape[1]) < lengths).long()
+    masked = {**batch, "attention_mask": mask, "document_lengths": None}
+    losses, gradients = [], []
+    for own in (batch, masked):
+        # The rotary factors switch between the lengths of these rows.
+        model = make_model(original_max_position_embeddings=int(lengths.min()))
+        model.config._attn_implementation = kernel
+        model = model.double().train()
+        losses.append(model(**own).loss)
+        losses[-1].backward()
+        gradients.append([one.grad for one in model.parameters() if one.grad is not None])
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize("padding_free", [False, True])

@@ -46,6 +46,6 @@ def test_a_gradient_of_zero_counts_as_one(tmp_path) -> None:
 def test_tokens_are_counted_with_and_without_padding() -> None:
     counter = TokenCounter()
     labels = torch.tensor([[-100, 5, 6], [-100, 7, -100]])
-    counter.add({"labels": labels, "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])})
+    counter.add({"labels": labels, "document_lengths": torch.tensor([[3], [2]])})
     counter.add({"labels": labels[:1]})
     assert counter.read() == (9, 8, 5)

@@ -39,8 +39,9 @@ class Collator:
                 of examples, where the examples of a group begin alike.
 
         Returns:
-            Padded: ``input_ids``, ``attention_mask`` and ``labels``, int64 (B, T). Without padding:
-            ``input_ids`` and ``labels`` (1, T) and ``segments`` (see ``phi3v.model.segments``).
+            Padded on the right: ``input_ids`` and ``labels``, int64 (B, T), and
+            ``document_lengths`` (B, 1). Without padding: ``input_ids`` and ``labels`` (1, T) and
+            ``segments`` (see ``phi3v.model.segments``).
             Always ``label_places`` (L,), in the flattened row(s). If there are pictures:
             ``image_places`` (M,) likewise, ``pixel_values``, uint8 (C, 3, S, S), and
             ``image_sizes``, list of (height, width), of all pictures in row order. For the
@@ -72,11 +73,10 @@ class Collator:
         return (
             {
                 "input_ids": rows,
-                # From the lengths, never from the ids: a text may hold the pad token itself.
-                "attention_mask": pad_sequence(
-                    [torch.ones_like(row) for row in ids], batch_first=True
-                ),
                 "labels": labels,
+                # Padding comes last, so that no token sees it: nothing needs a mask, for which
+                # kernels would wait for the device.
+                "document_lengths": torch.tensor([[len(row)] for row in ids]),
                 "label_places": _places(predicted),
             }
             | _join_pictures(examples, rows == self.image_token_id)

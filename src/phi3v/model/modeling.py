@@ -78,7 +78,8 @@ class Phi3VForCausalLM(  # type: ignore[misc]
             logits_to_keep: Compute only the last so many logits; 0 means all.
             num_items_in_batch: Number of supervised tokens of the whole optimizer step.
             document_lengths: (B, T) or (B, 1) length of each token's document for the rotary
-                factors; None finds it from mask and positions.
+                factors; None finds it from mask and positions. For rows that are padded on the
+                right these stand in for the mask: no token sees what comes after it.
             segments: Documents of one packed row (B is 1), as (length, prefix start, prefix
                 length); see ``phi3v.model.segments``. Mask and positions follow from it.
             label_places: (L,) places of the labels in the flattened (B * T), if the caller knows

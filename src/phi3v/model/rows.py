@@ -64,7 +64,8 @@ def prepare_rows(
         inputs_embeds,
         attention_mask,
         past_key_values=past_key_values,
-        position_ids=position_ids,
+        # The library searches positions for packed documents, and waits for the device to do so.
+        position_ids=position_ids if packed else None,
     )
     # Flash attention finds the documents of a packed row by their positions.
     options = {"position_ids": position_ids} if packed else {}

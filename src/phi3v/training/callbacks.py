@@ -104,12 +104,11 @@ class TokenCounter:
         self._last = (self._started, 0)
 
     def add(self, batch: dict[str, Any]) -> None:
-        """Count one batch of (B, T) ids, mask and labels."""
+        """Count one batch of (B, T) labels, with the lengths of its rows if they are padded."""
         labels = batch["labels"]
-        # A row without padding has no mask.
-        mask = batch.get("attention_mask", torch.ones_like(labels))
-        self._places += mask.numel()
-        counts = torch.stack([mask.sum(), labels.ne(-100).sum()])
+        self._places += labels.numel()
+        lengths = batch.get("document_lengths", torch.full_like(labels[:1, :1], labels.numel()))
+        counts = torch.stack([lengths.sum(), labels.ne(-100).sum()])
         self._counts = counts if self._counts is None else self._counts + counts
 
     def read(self) -> tuple[int, int, int]:
