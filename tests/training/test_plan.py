@@ -151,12 +151,29 @@ def test_the_cost_of_a_cache_of_features_counts_equal_pictures_once(
     assert max(map(len, printed.splitlines())) <= 80
 
 
+def test_an_epoch_computes_shared_pictures_once(flags: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    epochs = []
+    for words in ([], ["--packing"], ["--packing", "--share_images"]):
+        assert main([*flags, *words, "--json", str(file)]) == 0
+        epochs.append(json.loads(file.read_text())["epoch"])
+    alone, packed, shared = epochs
+    assert alone["operations"] == pytest.approx(packed["operations"])
+    assert alone["tokens"] == shared["tokens"]
+    assert alone["shared_tokens"] == packed["shared_tokens"] == 0 < shared["shared_tokens"]
+    # Image tokens are most of each record, and each picture is there twice.
+    assert shared["operations"] < 0.9 * alone["operations"]
+
+
 def test_mistakes_of_the_command_are_named(flags: list[str]) -> None:
     assert parse_gigabytes("1.5GiB") == 1.5 * (1 << 30)
     with pytest.raises(ValueError, match="--gpu_memory is 'much', expected an amount such as 24GB"):
         parse_gigabytes("much")
     with pytest.raises(ValueError, match="--num_gpus is 0"):
         main([*flags, "--num_gpus", "0"])
+    for share in ("1.5", "nan", "0"):
+        with pytest.raises(ValueError, match="--mfu is"):
+            main([*flags, "--mfu", share])
     with pytest.raises(ValueError, match="unknown word '--gpu_memmory'"):
         main([*flags, "--gpu_memmory", "24GB"])
 

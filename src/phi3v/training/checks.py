@@ -87,6 +87,12 @@ def _check_stack(
             "--attn_implementation flash_attention_2: flash-attn is not installed or finds no GPU; "
             "install it, or leave the flag out to use SDPA"
         )
+    on_cpu = training.use_cpu or not torch.accelerator.is_available()
+    if model.attn_implementation == "flex_attention" and on_cpu:
+        raise ValueError(
+            "--attn_implementation flex_attention has no gradients on a CPU; leave the flag out to "
+            "use SDPA"
+        )
     if training.use_liger_kernel:
         raise ValueError(
             "--use_liger_kernel: the library has no such kernels for this model; leave it out, "
@@ -146,6 +152,9 @@ def _check_library_settings(data: DataArguments, training: Phi3VTrainingArgument
     if training.share_images and not training.packing:
         raise ValueError("--share_images needs --packing True")
     for flag, value in (
+        ("per_device_train_batch_size", training.per_device_train_batch_size),
+        ("per_device_eval_batch_size", training.per_device_eval_batch_size),
+        ("gradient_accumulation_steps", training.gradient_accumulation_steps),
         ("pack_tokens", training.pack_tokens),
         ("max_branches", training.max_branches),
     ):

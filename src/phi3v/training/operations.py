@@ -11,6 +11,9 @@ from phi3v.model.configuration import Phi3VConfig
 from phi3v.model.cost import forward_cost
 from phi3v.training.parts import PROJECTION, TOWER, Plan, own_parameters
 
+# Operations of a token for each number of an adapter: forward, and for both gradients.
+OF_ADAPTER = 6
+
 
 def needed_operations(
     config: Phi3VConfig,
@@ -49,7 +52,7 @@ def needed_operations(
     # Separators are left out: less than a tenth of an image.
     crop_tokens = config.vision.tokens_per_side**2 if config.has_vision else 0
     return (
-        (decoder * cost.per_token + 6 * num_adapters) * lengths
+        (decoder * cost.per_token + OF_ADAPTER * num_adapters) * lengths
         + 3 * cost.per_squared_token * squares
         + decoder * cost.per_label * labels
         + (tower * cost.per_crop + projection * cost.per_image_token * crop_tokens) * crops

@@ -20,7 +20,7 @@ from phi3v.training.estimate import make_model, memory_of, trains
 from phi3v.training.feature_cost import cost_of_cache, num_epochs
 from phi3v.training.features import find_vision
 from phi3v.training.flags import RunArguments, parse_arguments, yaml_flags
-from phi3v.training.operations import count_adapters, needed_operations
+from phi3v.training.operations import OF_ADAPTER, count_adapters, needed_operations
 from phi3v.training.parts import TOWER, format_table, plan_parts, table_of_parts
 from phi3v.training.plan_table import format_plan
 from phi3v.training.strategies import STRATEGIES, strategy_of
@@ -80,8 +80,10 @@ def read_words(argv: list[str]) -> tuple[argparse.Namespace, RunArguments]:
     own, rest = parser.parse_known_args(words)
     for name in ("num_gpus", "mfu", "peak_tflops"):
         value = getattr(own, name)
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:
             raise ValueError(f"--{name} is {value}, expected more than 0")
+    if own.mfu > 1:
+        raise ValueError(f"--mfu is {own.mfu:g}, expected a share of 1, such as 0.4")
     arguments, messages = parse_arguments(rest)
     for message in messages:
         if "no GPU found" not in message:
@@ -105,21 +107,32 @@ def measure_data(arguments: RunArguments, config: Any) -> tuple[Batch, dict[str,
     assert isinstance(dataset, SupervisedDataset)
     assert dataset.num_crops is not None and dataset.num_labels is not None
     lengths = np.array(dataset.lengths(), dtype=np.int64)
-    crops = dataset.num_crops.astype(np.int64)
     packs = None
     if training.packing:
         settle_batch_size(arguments)
         packs = pack_training_set(dataset, config, arguments)
+        # What is shared is computed once.
+        computed, costs = packs.tokens, packs.costs
+    else:
+        computed = lengths
+        costs = needed_operations(
+            config,
+            plan_parts(arguments.model, arguments.lora),
+            lengths=lengths,
+            crops=dataset.num_crops,
+            labels=dataset.num_labels,
+        )
     size = training.per_device_train_batch_size
     num_batches = -(-(len(lengths) if packs is None else len(packs)) // size)
     batch = largest_batch(dataset, packs, training)
     return batch, {
         "samples": len(lengths),
         "tokens": int(lengths.sum()),
+        "shared_tokens": int(lengths.sum() - computed.sum()),
         "batches": num_batches,
         "labels": int(dataset.num_labels.sum()),
         "distinct_crops": dataset.num_distinct_crops,
-        "per_sample": {"lengths": lengths, "crops": crops, "labels": dataset.num_labels},
+        "operations": float(costs.sum()),
     }
 
 
@@ -159,12 +172,8 @@ def make_plan(own: argparse.Namespace, arguments: RunArguments) -> dict[str, Any
         name: next((regime for regime in REGIMES if one[regime].total <= room), None)
         for name, one in sizes.items()
     }
-    parts = plan_parts(arguments.model, arguments.lora)
-    operations = float(
-        needed_operations(
-            config, parts, num_adapters=count_adapters(model), **epoch.pop("per_sample")
-        ).sum()
-    )
+    passed = epoch["tokens"] - epoch["shared_tokens"]
+    operations = epoch["operations"] + OF_ADAPTER * count_adapters(model) * passed
     rate = own.mfu * (own.peak_tflops or peak) * 1e12 * own.num_gpus
     epoch |= {"operations": operations, "seconds": operations / rate, "mfu": own.mfu}
     rows = table_of_parts(model, arguments.training, arguments.lora)

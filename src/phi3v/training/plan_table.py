@@ -38,6 +38,7 @@ def format_plan(plan: dict[str, Any]) -> str:
 
 def _last_lines(plan: dict[str, Any]) -> list[str]:
     choice, epoch, gpu = plan["proposal"], plan["epoch"], plan["gpu"]
+    shared = epoch["shared_tokens"]
     if choice["strategy"] is None:
         proposal = "none fits: take LoRA, --bits 4, fewer crops, shorter samples or more GPUs"
     else:
@@ -50,6 +51,7 @@ def _last_lines(plan: dict[str, Any]) -> list[str]:
         f"proposal         {proposal}",
         f"epoch            {epoch['samples']:,} samples, {epoch['tokens']:,} tokens, "
         f"{epoch['operations']:.2e} operations",
+        *([f"{'':<17}{shared:,} of the tokens are shared"] if shared else []),
         f"time             {_duration(epoch['seconds'])} an epoch at MFU {epoch['mfu']:g} of "
         f"{gpu['count']} x {gpu['name']}",
         *(_cache_lines(cache) if cache else []),
