@@ -9,13 +9,14 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.training.conftest import logits_of
 
 from phi3v import load_model, load_processor
 from phi3v.model.saving import save_checkpoint
 from phi3v.training.adapters import save_adapter
 from phi3v.training.merge import main, merge, verify
+from phi3v.training.merging import rewrite_weights
 
 TARGETS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 KINDS = {
@@ -65,7 +66,7 @@ def test_stream_equals_merging_in_memory(base_folder: Path, tmp_path: Path, kind
         torch.testing.assert_close(value, expected[name], atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["LoRA", "DoRA", "vision"])
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA", "rsLoRA", "tables", "biases", "vision"])
 def test_half_precision_is_rounded_once(half_base: Path, tmp_path: Path, kind: str) -> None:
     write_adapter(half_base, tmp_path / "adapter", **KINDS[kind])
     target = merge(tmp_path / "adapter", tmp_path / "merged")
@@ -81,9 +82,20 @@ def test_half_precision_is_rounded_once(half_base: Path, tmp_path: Path, kind: s
     for shard in shards:
         for name, value in load_file(shard).items():
             assert value.dtype == torch.bfloat16
-            # One unit of bfloat16 where the sums of two orders straddle a rounding edge.
-            same = value == expected[name].to(torch.bfloat16)
-            assert same.float().mean() > 0.9999, name
+            assert torch.equal(value, expected[name].to(torch.bfloat16)), name
+
+
+def test_blocks_are_alike(tmp_path: Path) -> None:
+    source, target, seen = tmp_path / "a.safetensors", tmp_path / "b.safetensors", []
+    save_file({"weight": torch.arange(84.0).view(21, 4)}, source)
+
+    def negate(rows: slice, block: torch.Tensor) -> torch.Tensor:
+        seen.append(rows.stop - rows.start)
+        return -block
+
+    rewrite_weights(source, target, lambda name, shape: negate, block_bytes=10 * 16)
+    assert sorted(seen) == [7, 7, 7]
+    assert torch.equal(load_file(target)["weight"], -load_file(source)["weight"])
 
 
 def test_merged_folder_answers_as_base_and_adapter(

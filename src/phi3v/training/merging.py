@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ class Adapter:
 
         def change(rows: slice, block: Tensor) -> Tensor:
             block = block if replaced is None else replaced(rows, block)
-            changed = torch.addmm(block.float(), up[rows], down, alpha=self.scale)
+            # Rounded step by step, as PEFT does it; addmm would fuse scale and sum.
+            changed = torch.mm(up[rows], down).mul_(self.scale).add_(block)
             if magnitude is None:
                 return changed
             return changed * (magnitude[rows].float() / changed.norm(dim=1))[:, None]
@@ -194,13 +196,17 @@ def rewrite_weights(
 def _blocks(
     entry: dict[str, Any], first: int, block_bytes: int
 ) -> list[tuple[slice, list[int], int]]:
-    """Cut a tensor of a file into (rows, shape, place in the file)."""
+    """Cut a tensor of a file into equal (rows, shape, place in the file).
+
+    A short rest would be multiplied by another kernel, and differ in the last digits.
+    """
     shape, (start, end) = entry["shape"], entry["data_offsets"]
     if not shape or end == start:
         return [(slice(None), shape, first)]
     per_row = (end - start) // shape[0]
-    step = max(block_bytes // per_row, 1)
-    rows = [slice(row, min(row + step, shape[0])) for row in range(0, shape[0], step)]
+    count = min(-(-(end - start) // block_bytes), shape[0])
+    edges = [shape[0] * place // count for place in range(count + 1)]
+    rows = [slice(*pair) for pair in pairwise(edges)]
     return [(one, [one.stop - one.start, *shape[1:]], first + one.start * per_row) for one in rows]
 
 
