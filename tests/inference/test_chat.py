@@ -196,3 +196,15 @@ def test_a_turn_decodes_only_what_is_new(
     ]
     session.clear()
     assert session.prefixes.num_tokens == 0
+
+
+def test_a_static_cache_says_the_same(model: Any, processor: Phi3VProcessor) -> None:
+    heard = []
+    for static_cache in (False, True):
+        session = ChatSession(model, processor)
+        asked = ("Hello", "And then?")
+        heard.append([say(session, text, static_cache=static_cache) for text in asked])
+        conversations = [session.conversation(text) for text in asked]
+        settings = GenerationSettings(**SHORT, static_cache=static_cache)
+        heard[-1] += answer_batch(model, processor, conversations, settings)
+    assert heard[0] == heard[1]

@@ -106,6 +106,10 @@ def test_without_a_prompt_it_is_a_chat(
         (["--input", "x", "--output", "y", "--prompt", "a"], "--prompt cannot stand beside"),
         (["--input", "x", "--output", "./x"], "are the same file"),
         (["--load-8bit", "--load-4bit"], "exclude each other"),
+        (
+            ["--compile", "--device", "cpu"],
+            "--compile needs a CUDA device, but the model is loaded",
+        ),
         (["--max-frames", "0"], "--max-frames is 0"),
         (["--top-p", "0.5"], "top_p 0.5 has no effect"),
         (["--prompt", "a", "--image-file", "none.png"], "none.png does not exist"),

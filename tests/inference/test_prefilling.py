@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from tests.inference.turns import SWITCH, Counter, Said, answer, check_same, prompt_of, stretch
+from tests.model.graphs import compiling, graphs, note_graph
 
 from phi3v.inference.prefixes import PrefixCache
 from phi3v.inference.prompts import PreparedPrompt
@@ -99,6 +100,24 @@ def test_every_length_around_the_switch(model: Any, processor: Phi3VProcessor, l
     found = answer(model, [longer], prefixes)
     assert counter.take()[1] == 0
     check_same(found, answer(model, [longer], PrefixCache(max_tokens=0)))
+
+
+@pytest.mark.parametrize("name", ["picture", "across the switch", "and back"])
+def test_static_caches_and_compiled_steps_change_nothing(
+    model: Any, processor: Phi3VProcessor, name: str
+) -> None:
+    torch._dynamo.reset()
+    graphs.clear()
+    model.generation_config.compile_config = compiling(note_graph)
+    prefixes, static = PrefixCache(), {"cache_implementation": "static"}
+    with torch.inference_mode():
+        for turns in TALKS[name]:
+            prompts = [prompt_of(processor, one) for one in (turns, [HELLO])]
+            found = answer(model, prompts, prefixes, **static)
+            check_same(found, answer(model, prompts, PrefixCache(max_tokens=0)))
+    # One for the first length of the cache, one for any other.
+    assert 1 <= len(graphs) <= 2
+    torch._dynamo.reset()
 
 
 def test_a_turn_decodes_only_what_is_new(model: Any, processor: Phi3VProcessor) -> None:

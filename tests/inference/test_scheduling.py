@@ -25,7 +25,7 @@ class Recorder:
         self.errors: list[Exception] = []
 
     def __call__(
-        self, model: Any, processor: Any, rows: Sequence[Row], prefixes: PrefixCache
+        self, model: Any, processor: Any, rows: Sequence[Row], prefixes: PrefixCache, **_: Any
     ) -> None:
         self.batches.append([len(row.request.prompt.input_ids) for row in rows])
         assert self.free.wait(10)

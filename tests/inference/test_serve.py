@@ -20,6 +20,10 @@ def serve(*words: object) -> int:
         (["--max_upload_mb", "0"], "--max-upload-mb is 0"),
         (["--num-crops", "17", "--port", "0"], "num_crops is 17"),
         (["--top-p", "0.5"], "has no effect at temperature 0"),
+        (
+            ["--compile", "--device", "cpu"],
+            "--compile needs a CUDA device, but the model is loaded",
+        ),
         (["--max-kept-tokens", "-1"], "--max-kept-tokens is -1, expected 0, which keeps none"),
         (["--load-4bit", "--load-8bit"], "exclude each other"),
     ],

@@ -158,6 +158,8 @@ def answer_rows(
     processor: Phi3VProcessor,
     rows: Sequence[Row],
     prefixes: PrefixCache | None = None,
+    *,
+    static_cache: bool = False,
 ) -> None:
     """Answer rows in one batch; a row that is cancelled stops with the token in work.
 
@@ -166,6 +168,7 @@ def answer_rows(
         processor: Its processor.
         rows: At least one, all with the adapter or all without.
         prefixes: What is kept of earlier conversations; gets these too. None keeps nothing.
+        static_cache: As in `GenerationSettings`.
 
     Raises:
         Exception: Whatever the generation raised; rows that are not done have no answer.
@@ -182,6 +185,7 @@ def answer_rows(
         answer_lengths=lambda: [row.num_tokens for row in rows],
         max_new_tokens=max(row.request.max_new_tokens for row in rows),
         do_sample=False,
+        cache_implementation="static" if static_cache else None,
         # An image place without its picture cannot be read again in the next step.
         suppress_tokens=[processor.image_token_id],
         logits_processor=LogitsProcessorList([sampler]),

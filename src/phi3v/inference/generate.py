@@ -14,8 +14,10 @@ from phi3v.inference.chat import ChatSession, GenerationSettings
 from phi3v.inference.questions import answer_questions, prepare_output
 from phi3v.inference.terminal import Terminal, note, print_answer
 from phi3v.model.flags import (
+    add_compile_flag,
     add_flag,
     add_model_flags,
+    check_compile_flag,
     check_model_flags,
     load_from_flags,
 )
@@ -55,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(answer, "repetition-penalty", type=float, default=1.0, help="(%(default)s)")
     add_flag(answer, "num-beams", type=int, default=1, help="beams of a beam search (%(default)s)")
     add_flag(answer, "seed", type=int, help="makes drawn answers repeatable")
+    add_compile_flag(answer)
     files = parser.add_argument_group("a file of questions")
     add_flag(files, "input", metavar="JSONL", help="records with id, prompt and image or video, or "
          "training records, whose last answer is put aside as reference")  # fmt: skip
@@ -77,6 +80,7 @@ def main(argv: list[str]) -> int:
         top_p=arguments.top_p,
         repetition_penalty=arguments.repetition_penalty,
         num_beams=arguments.num_beams,
+        static_cache=arguments.compile,
     )
     if arguments.seed is not None:
         torch.manual_seed(arguments.seed)
@@ -114,6 +118,9 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise ValueError("--prompt is empty; write a question, or leave it out for a chat")
     check_model_flags(arguments)
+    check_compile_flag(arguments)
+    if arguments.compile and arguments.num_beams > 1:
+        raise ValueError("--compile cannot stand beside --num-beams: beams reorder their cache")
     for name in ("max_frames", "batch_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, StaticCache
 
 from phi3v.inference.prefixes import Prefix, PrefixCache, regime
 from phi3v.inference.prompts import PreparedPicture, PreparedPrompt, join_prompts
 
 Layers = list[tuple[Tensor, ...]]
+# Static caches have a multiple of so many tokens.
+STATIC_STEP = 512
 
 
 class Prefilled(NamedTuple):
@@ -55,12 +57,14 @@ def generate_rows(
         adapted: Whether the adapter is on.
         answer_lengths: Asked at the end how many tokens each answer has; None means as many as were
             generated.
-        **options: Of ``generate``.
+        **options: Of ``generate``; ``cache_implementation`` may be "static".
 
     Returns:
         What ``generate`` returns with ``return_dict_in_generate``.
     """
-    batch = prefill(model, prompts, prefixes, pad_id=pad_id, adapted=adapted)
+    is_static = options.pop("cache_implementation", None) == "static"
+    room = options["max_new_tokens"] if is_static else 0
+    batch = prefill(model, prompts, prefixes, pad_id=pad_id, adapted=adapted, static_room=room)
     output = model.generate(**batch.inputs, **options, return_dict_in_generate=True)
     num_generated = output.sequences.shape[1] - batch.inputs["input_ids"].shape[1]
     lengths = answer_lengths() if answer_lengths else [num_generated] * len(prompts)
@@ -78,6 +82,7 @@ def prefill(
     *,
     pad_id: int,
     adapted: bool = True,
+    static_room: int = 0,
 ) -> Prefilled:
     """Decode all but the last token of each prompt, as far as it is not kept.
 
@@ -87,13 +92,22 @@ def prefill(
         prefixes: What is kept.
         pad_id: Stands in front of shorter prompts.
         adapted: Whether the adapter is on.
+        static_room: Make a static cache with room for so many further tokens; 0 makes a dynamic
+            one.
     """
     pictures = {picture.digest: picture for one in prompts for picture in one.pictures}
     image_embeds = _encode_pictures(model, list(pictures.values()), prefixes, adapted=adapted)
     rows = [_prefill_row(model, one, prefixes, image_embeds, adapted=adapted) for one in prompts]
     inputs = join_prompts(prompts, pad_id)
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    inputs["past_key_values"] = _join_rows(rows, model.config)
+    num_columns = inputs["input_ids"].shape[1] + static_room
+    cache: Cache = DynamicCache(config=model.config)
+    if static_room:
+        # Few lengths: each is compiled or recorded once.
+        length = -(-num_columns // STATIC_STEP) * STATIC_STEP
+        cache = StaticCache(config=model.config, max_cache_len=length)
+    _join_rows(rows, cache)
+    inputs["past_key_values"] = cache
     shown = [image_embeds[picture.digest] for one in prompts for picture in one.pictures]
     if shown:
         # Read again only where an answer passes the rotary switch.
@@ -144,9 +158,8 @@ def _prefill_row(
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def _join_rows(rows: list[Layers], config: Any) -> Cache:
-    """Put B rows into one cache, padded at their left; the rows are emptied on the way."""
-    joined = DynamicCache(config=config)
+def _join_rows(rows: list[Layers], cache: Cache) -> None:
+    """Put B rows into an empty cache, padded at their left; the rows are emptied on the way."""
     longest = max(row[0][0].shape[2] for row in rows)
     for index in range(len(rows[0])):
         parts = zip(*(row.pop(0) for row in rows), strict=True)
@@ -154,8 +167,7 @@ def _join_rows(rows: list[Layers], config: Any) -> Cache:
             torch.cat([functional.pad(one, (0, 0, longest - one.shape[2], 0)) for one in part])
             for part in parts
         )
-        joined.update(keys, values, index)
-    return joined
+        cache.update(keys, values, index)
 
 
 def _copy_row(config: Any, batch: Prefilled, output: Any, *, row: int, length: int) -> Prefix:

@@ -46,6 +46,7 @@ class Limits:
         max_waiting: Most requests that wait or are being opened.
         batch_window: Seconds that the first in line waits for company.
         max_kept_tokens: Most tokens of conversations that are kept for their next turn.
+        static_cache: Whether caches have a fixed length; see `GenerationSettings`.
     """
 
     max_batch_size: int = 8
@@ -53,6 +54,7 @@ class Limits:
     max_waiting: int = 64
     batch_window: float = 0.01
     max_kept_tokens: int = MAX_KEPT_TOKENS
+    static_cache: bool = False
 
 
 class Answer:
@@ -224,7 +226,8 @@ class Scheduler:
         # PEFT's own switch: it bypasses adapters and fully trained copies of modules alike.
         with torch.inference_mode(), nullcontext() if adapted else self._model.disable_adapter():
             try:
-                answer_rows(self._model, self._processor, rows, self._prefixes)
+                static = self.limits.static_cache
+                answer_rows(self._model, self._processor, rows, self._prefixes, static_cache=static)
             except torch.OutOfMemoryError:
                 kept = self._prefixes.clear()
                 if torch.cuda.is_available():

@@ -11,8 +11,10 @@ from typing import Any
 from phi3v.inference.prefixes import MAX_KEPT_TOKENS
 from phi3v.inference.terminal import note
 from phi3v.model.flags import (
+    add_compile_flag,
     add_flag,
     add_model_flags,
+    check_compile_flag,
     check_model_flags,
     load_from_flags,
 )
@@ -46,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(web, "allow-urls", action="store_true",
              help="fetch pictures of API requests from web addresses, also those that only this "
              "machine can reach")  # fmt: skip
+    add_compile_flag(web)
     answer = parser.add_argument_group("answers, where a request does not say")
     add_flag(answer, "max-new-tokens", type=int, default=500, help="most tokens (%(default)s)")
     add_flag(answer, "temperature", type=float, default=0.0,
@@ -90,6 +93,7 @@ def main(argv: list[str]) -> int:
 
 def _check(arguments: argparse.Namespace) -> GenerationSettings:
     check_model_flags(arguments)
+    check_compile_flag(arguments)
     for name in _AT_LEAST_ONE:
         if getattr(arguments, name) < 1:
             flag = name.replace("_", "-")
@@ -148,6 +152,7 @@ def _make_service(arguments: argparse.Namespace, model: Any, processor: Any) -> 
             max_batch_tokens=arguments.max_batch_tokens,
             max_waiting=arguments.max_waiting,
             max_kept_tokens=arguments.max_kept_tokens,
+            static_cache=arguments.compile,
         ),
         max_context=arguments.max_context,
     )

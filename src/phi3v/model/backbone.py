@@ -124,8 +124,9 @@ class Phi3VModel(Phi3VPreTrainedModel):
         places = (input_ids == self.config.image_token_id) | (input_ids < 0)
         embeds = self.embed_tokens(input_ids.masked_fill(places, 0))
         if image_embeds is None and pixel_values is None:
-            # Only looked at where it costs no wait for the device.
-            if places.device.type == "cpu" and bool(places.any()):
+            # Only looked at where it costs no wait for the device and no break of a compiled step.
+            looks = places.device.type == "cpu" and not torch.compiler.is_compiling()
+            if looks and bool(places.any()):
                 raise ValueError(
                     f"input_ids hold {int(places.sum())} image places but no pixel_values came "
                     "along; pass the processor's pixel_values and image_sizes"
@@ -177,6 +178,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
         image_features: Tensor | None = None,
         are_stored: Sequence[bool] | None = None,
         output_hidden_states: bool = False,
+        rotary: tuple[Tensor, Tensor] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Decode; see ``Phi3VForCausalLM.forward`` for the arguments.
@@ -213,9 +215,10 @@ class Phi3VModel(Phi3VPreTrainedModel):
                 past_key_values=past_key_values,
                 document_lengths=document_lengths,
             )
-        rotary = rotary_tables(
-            self.config, row.position_ids, row.document_lengths, dtype=inputs_embeds.dtype
-        )
+        if rotary is None:
+            rotary = rotary_tables(
+                self.config, row.position_ids, row.document_lengths, dtype=inputs_embeds.dtype
+            )
         hidden_states, collected = inputs_embeds, []
         for layer in self.layers:
             collected.append(hidden_states)

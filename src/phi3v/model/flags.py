@@ -55,6 +55,34 @@ def check_model_flags(arguments: argparse.Namespace) -> None:
         )
 
 
+def add_compile_flag(group: Any) -> None:
+    """Add the flag for compiled decoding."""
+    add_flag(group, "compile", action="store_true",
+         help="compile decoding steps and keep a cache of fixed length (CUDA); the first answers "
+         "wait for the compiler")  # fmt: skip
+
+
+def check_compile_flag(arguments: argparse.Namespace) -> None:
+    """Refuse compiled decoding where it cannot be honoured, and choose an attention that can be.
+
+    Raises:
+        ValueError: There is no CUDA device, or the attention cannot be compiled.
+    """
+    if not arguments.compile:
+        return
+    device = choose_device(arguments.device)
+    if not device.startswith("cuda"):
+        raise ValueError(
+            f"--compile needs a CUDA device, but the model is loaded to {device}; leave it out"
+        )
+    if arguments.attn_implementation == "flash_attention_2":
+        raise ValueError(
+            "--compile contradicts --attn-implementation flash_attention_2, which breaks compiled "
+            "steps apart; leave one of them out"
+        )
+    arguments.attn_implementation = arguments.attn_implementation or "sdpa"
+
+
 def choose_device(device: str | None) -> str:
     """Return the device to load to; cuda where there is one and none is asked for.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from phi3v.model.configuration import Phi3VConfig
+from phi3v.model.rotary import rotary_tables
 from phi3v.model.rows import causal_mask
 from phi3v.model.vision import check_image_tokens
 
@@ -141,6 +142,12 @@ class Phi3VGenerationMixin:
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
+        if past_key_values is not None and past_key_values.is_compileable:
+            # Made here, since they begin with constants of the host: a compiled step with those
+            # cannot be recorded on a GPU.
+            dtype = self.get_input_embeddings().weight.dtype  # type: ignore[attr-defined]
+            position_ids = inputs["position_ids"]
+            inputs["rotary"] = rotary_tables(self.config, position_ids, lengths, dtype=dtype)
         return inputs | {"document_lengths": lengths}
 
     def _embeds_of(

@@ -88,8 +88,8 @@ class Phi3VForCausalLM(  # type: ignore[misc]
             image_embeds: (M, H) image tokens, if they are made already, instead of pixels.
             output_hidden_states: Return the input of every layer.
             return_dict: False gives a plain tuple.
-            **kwargs: ``image_features`` and ``are_stored``, see ``phi3v.model.vision``; the rest is
-                handed to the attention kernel.
+            **kwargs: ``image_features`` and ``are_stored``, see ``phi3v.model.vision``; ``rotary``,
+                tables that are made already; the rest is handed to the attention kernel.
 
         Returns:
             ``loss`` (scalar) when labels are given, else ``logits`` (B, T or logits_to_keep,

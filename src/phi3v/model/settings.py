@@ -14,6 +14,7 @@ class GenerationSettings:
         top_p: Tokens are drawn from the likeliest ones that make up this share, 0 to 1.
         repetition_penalty: Above 1, tokens that stand in prompt or answer become less likely.
         num_beams: Beams of a beam search.
+        static_cache: Use a cache of fixed length; on a GPU, decoding steps are compiled then.
     """
 
     max_new_tokens: int = 500
@@ -21,6 +22,7 @@ class GenerationSettings:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     num_beams: int = 1
+    static_cache: bool = False
 
     def __post_init__(self) -> None:
         for name, accepted, expected in (
@@ -41,7 +43,9 @@ class GenerationSettings:
     def options(self) -> dict[str, Any]:
         """Write the settings as options of the library's ``generate``."""
         drawing = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+        static = {"cache_implementation": "static"} if self.static_cache else {}
         return {
+            **static,
             "max_new_tokens": self.max_new_tokens,
             "repetition_penalty": self.repetition_penalty,
             "num_beams": self.num_beams,
