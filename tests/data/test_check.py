@@ -221,7 +221,8 @@ def test_the_command_reports_writes_and_tells_by_its_status(
     assert report["duplicates"] == {"repeats": 1, "groups": [[3, 21]]}
     assert report["eval"]["overlap"]["identical_records"] == 21
     assert json.loads(Path(outputs["clean.json"]).read_text()) == [*records, records[3]]
-    assert Image.open(outputs["plot.png"]).size == (960, 480)
+    with Image.open(outputs["plot.png"]) as plot:
+        assert plot.size == (960, 480)
     clean = [outputs["clean.json"], *words[1:5]]
     assert main(clean) == 0
 

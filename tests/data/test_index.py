@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,3 +200,34 @@ def test_without_any_folder_the_index_is_in_memory(
     source = open_records(path)
     assert ids(source) == list(range(3000))
     assert "its index can be written nowhere" in caplog.text
+
+
+def open_handles(path: Path) -> int:
+    """Count this process's descriptors and maps of a data file and its index."""
+    links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+    held = [os.readlink(link) for link in links if link.is_symlink()]
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    names = (str(path), str(place_of(path)))
+    return sum(one.endswith(names) for one in (*held, *maps))
+
+
+def test_file_and_index_are_given_back_with_the_last_reference(tmp_path: Path) -> None:
+    path = write(tmp_path, 4)
+    records = open_records(path)
+    assert ids(records) == list(range(4))
+    held = open_handles(path)
+    assert held > 0
+    again = pickle.loads(pickle.dumps(records))
+    assert ids(again) == list(range(4)) and open_handles(path) == 2 * held
+    del records
+    assert ids(again) == list(range(4)) and open_handles(path) == held
+    del again
+    assert open_handles(path) == 0
+
+
+def test_a_file_that_holds_no_records_is_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="holds no records"):
+        open_records(path)
+    assert open_handles(path) == 0

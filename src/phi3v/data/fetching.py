@@ -18,6 +18,7 @@ class WebOnly(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]  # as in the library
         """Follow, or refuse."""
         if not is_web_address(newurl):
+            fp.close()
             raise Fault(
                 f"{shorten(req.full_url)} leads to {shorten(newurl)}, no web address",
                 "address refused",
@@ -57,6 +58,8 @@ def fetch(url: str, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT_SECONDS
             content = answer.read(max_bytes + 1)
             announced = answer.headers.get("Content-Length")
     except urllib.error.HTTPError as error:
+        # It holds the connection.
+        error.close()
         raise Fault(
             f"{name} answers {error.code} {error.reason}; check the address", "missing file"
         ) from None

@@ -14,7 +14,8 @@ from phi3v.data.scanning import Entry
 class IndexedFile:
     """A file whose entries are read one by one.
 
-    A copy in another process (pickled or forked) opens file and index itself when first used.
+    A copy in another process (pickled or forked) opens file and index itself when first used. Both
+    are given back when nobody holds the object any more, or by `close`.
 
     Args:
         path: The data file.
@@ -24,6 +25,9 @@ class IndexedFile:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not of the kind that is expected, or holds no records.
     """
+
+    # Of the process that has opened the file.
+    _pid: int | None = None
 
     def __init__(self, path: Path, image_folder: str | Path | None = None) -> None:
         if not path.is_file():
@@ -44,11 +48,12 @@ class IndexedFile:
         raise NotImplementedError
 
     def _open(self) -> None:
+        self.close()
         self._index: Index = open_index(self.path, self._key, self.scan)
-        self._file = self.path.open("rb", buffering=0)
+        self._file: BinaryIO = self.path.open("rb", buffering=0)
         self._pid = os.getpid()
         if FileKey.of(self.path) != self._key:
-            self._file.close()
+            self.close()
             raise ValueError(f"{self.path} has changed since it was opened; start again")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -56,7 +61,7 @@ class IndexedFile:
         return {name: value for name, value in self.__dict__.items() if name not in hidden}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _pid=None, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def __len__(self) -> int:
         self._reopen_elsewhere()
@@ -77,10 +82,13 @@ class IndexedFile:
 
     def close(self) -> None:
         """Give file and index back; they are opened again when they are needed."""
-        if self._pid == os.getpid():
-            self._file.close()
-            del self._index
-        self._pid = None  # type: ignore[assignment]  # of no process
+        self._pid = None
+        vars(self).pop("_index", None)
+        if (file := vars(self).pop("_file", None)) is not None:
+            file.close()
+
+    def __del__(self) -> None:
+        self.close()
 
     def _reopen_elsewhere(self) -> None:
         # A file position and checks of blocks are not shared with the process we come from.

@@ -44,8 +44,12 @@ class RemoteFile:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         if self._answer is not None:
             self._answer.close()
+        self._answer = None
 
     def read(self, size: int = -1) -> bytes:
         """Read bytes from the present place on."""
@@ -117,6 +121,8 @@ class RemoteFile:
                     return False
                 reason = f"the connection ended at byte {self._end} of {self._size}"
             except urllib.error.HTTPError as error:
+                # It holds the connection.
+                error.close()
                 if error.code < 500:
                     name = shorten(self.url)
                     message = f"{name} answers {error.code} {error.reason}; check the address"
@@ -128,7 +134,7 @@ class RemoteFile:
             except (OSError, http.client.HTTPException) as error:
                 reason = str(getattr(error, "reason", error))
             logger.warning("%s: %s; trying again", shorten(self.url), reason)
-            self._answer = None
+            self._hang_up()
         raise ValueError(
             f"{shorten(self.url)} cannot be read beyond byte {self._end} ({reason}); check the "
             "connection, and go on with --resume_from_checkpoint true"
