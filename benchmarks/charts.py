@@ -11,6 +11,7 @@ from phi3v.model.segments import Segment, segment_mask
 
 _COLOURS = {"original": "#8a8f98", "original-sdpa": "#b4b8bf", "hf": "#c98a2b", "ours": "#2f6fdb"}
 _OTHER = "#6fa3ef"
+Curve = Sequence[tuple[float, float]]
 _STYLE = (
     "<style>text{font:13px system-ui,sans-serif;fill:#444}.h{font-weight:600;font-size:14px}"
     "@media(prefers-color-scheme:dark){text{fill:#ccc}}</style>"
@@ -68,15 +69,32 @@ def line_charts(title: str, lines: dict[str, list[tuple[float, float, float]]]) 
     """Draw time and memory beside each other over the same axis; points are (at, s, MB)."""
     parts = [_text(10, 22, title, "h")]
     for panel, label in enumerate(("CPU seconds", "peak MB")):
-        curves = {
+        curves: dict[str, Curve] = {
             arm: [(point[0], point[1 + panel]) for point in points] for arm, points in lines.items()
         }
         parts += _panel(panel * 340, label, curves)
     return _svg(680, 260, title, parts)
 
 
-def _panel(x: int, label: str, curves: dict[str, Sequence[tuple[float, float]]]) -> list[str]:
-    left, right, top, bottom = x + 60, x + 320, 60, 220
+def soak_chart(report: dict[str, Any]) -> str:
+    """Draw everything that a long run held, over its steps; every axis begins at 0."""
+    parts = [_text(10, 22, f"A run of {report['steps']:,} steps", "h")]
+    for place, row in enumerate(report["rows"]):
+        curve: Curve = [(one["step"], one[row["name"]]) for one in report["samples"]]
+        x, y = place % 2 * 340, place // 2 * 190
+        parts += _panel(x, row["name"], {"": curve}, y=y, dots=False)
+    return _svg(680, 60 + 190 * ((len(report["rows"]) + 1) // 2), "What a long run holds", parts)
+
+
+def _panel(
+    x: int,
+    label: str,
+    curves: dict[str, Curve],
+    *,
+    y: int = 0,
+    dots: bool = True,
+) -> list[str]:
+    left, right, top, bottom = x + 60, x + 320, y + 60, y + 220 - 40 * (not dots)
     far = max(at for curve in curves.values() for at, _ in curve)
     high = max(value for curve in curves.values() for _, value in curve)
     parts = [
@@ -94,6 +112,8 @@ def _panel(x: int, label: str, curves: dict[str, Sequence[tuple[float, float]]])
         ]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        if not dots:
+            continue
         parts += [
             f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3" fill="{colour}"/>' for px, py in places
         ]
