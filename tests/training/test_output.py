@@ -1,9 +1,20 @@
+import errno
+import fcntl
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.data.test_locking import elsewhere
 
+from phi3v.data.locking import ProcessLock
 from phi3v.model.durable import seal
-from phi3v.training.output import RUN_FILE, choose_checkpoint, clear_earlier_run
+from phi3v.training.output import (
+    LOCK_FILE,
+    RUN_FILE,
+    choose_checkpoint,
+    clear_earlier_run,
+    kept_to_one_run,
+)
 
 
 def run_folder(folder: Path) -> Path:
@@ -70,3 +81,32 @@ def test_a_folder_that_is_no_run_of_ours_is_not_cleared(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("theirs")
     assert clear_earlier_run(tmp_path) == []
     assert (tmp_path / "model.safetensors").exists()
+
+
+def test_second_run_in_a_folder_is_refused_until_the_first_dies(tmp_path: Path) -> None:
+    with elsewhere(ProcessLock(tmp_path / LOCK_FILE).take):
+        with pytest.raises(FileExistsError, match="another run is writing there"):
+            with kept_to_one_run(tmp_path):
+                pass
+    with kept_to_one_run(tmp_path):
+        # What the killed one has left makes the folder no other run's.
+        assert choose_checkpoint(tmp_path, None, overwrite=False) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_that_comes_to_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="bad data"), kept_to_one_run(tmp_path / "a" / "b"):
+        raise ValueError("bad data")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_locks_a_run_goes_on_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", fail)
+    with kept_to_one_run(tmp_path / "out"):
+        pass
+    assert "a second run in it would not be noticed" in caplog.text

@@ -1,14 +1,18 @@
 """Rules of the output folder: nothing of the user's is lost, no run is resumed unasked."""
 
+import errno
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from phi3v.data.locking import ProcessLock
+from phi3v.data.processes import decided_by_first
 from phi3v.model.durable import MANIFEST, find_damage, is_sealed, write_text
 from phi3v.training.checkpoints import (
     STATE_FILE,
@@ -27,6 +31,7 @@ PARTS_FILE = "parts.json"
 DATA_FILE = "data.json"
 SUMMARY_FILE = "summary.json"
 PLAN_FILE = "plan.json"
+LOCK_FILE = ".phi3v-lock"
 _RESULTS = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -42,6 +47,48 @@ _RESULTS = (
     MANIFEST,
 )
 _YES, _NO = ("true", "yes", "1"), ("false", "no", "0")
+
+
+@contextmanager
+def kept_to_one_run(folder: Path) -> Iterator[None]:
+    """Keep other runs out of an output folder for a while; all processes of a run enter together.
+
+    The kernel frees the lock of a process that dies, so a killed run keeps nobody out.
+
+    Raises:
+        FileExistsError: Another run is in it.
+    """
+    lock = ProcessLock(folder / LOCK_FILE)
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    decided_by_first(lambda: _keep_to_one_run(lock))
+    try:
+        yield
+    finally:
+        lock.release()
+        for path in absent:
+            # Made for the lock alone, where the run came to nothing.
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _keep_to_one_run(lock: ProcessLock) -> None:
+    folder = lock.path.parent
+    if folder.exists() and not folder.is_dir():
+        return  # refused with its reason later, as what cannot be written
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_free = lock.take()
+    except OSError as error:
+        if not isinstance(error, PermissionError) and error.errno != errno.EROFS:
+            logger.warning(
+                "%s cannot be locked (%s): a second run in it would not be noticed", folder, error
+            )
+        return
+    if not is_free:
+        raise FileExistsError(
+            f"--output_dir {folder}: another run is writing there, on this machine or one that "
+            "shares the folder; let it end, or name another folder"
+        )
 
 
 def choose_checkpoint(folder: Path, resume: str | None, *, overwrite: bool) -> str | None:
@@ -81,7 +128,7 @@ def choose_checkpoint(folder: Path, resume: str | None, *, overwrite: bool) -> s
         overwrite = is_without_result(folder)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"--output_dir {folder} is a file; name a folder")
-    if not folder.is_dir() or not any(folder.iterdir()) or overwrite:
+    if not folder.is_dir() or {*os.listdir(folder)} <= {LOCK_FILE} or overwrite:
         return None
     if (folder / RUN_FILE).is_file():
         raise FileExistsError(

@@ -5,6 +5,7 @@ import logging
 import runpy
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from phi3v.data.processes import disconnect, one_voice, quiet_unless_first, rank
@@ -13,7 +14,7 @@ from phi3v.training.building import compute_dtype
 from phi3v.training.flags import RunArguments, parse_arguments
 from phi3v.training.guard import STATUS_NOT_FINITE, NotFiniteError
 from phi3v.training.interruption import STATUS_INTERRUPTED, last_words, wait_unheeding
-from phi3v.training.output import PLAN_FILE, SUMMARY_FILE
+from phi3v.training.output import PLAN_FILE, SUMMARY_FILE, kept_to_one_run
 from phi3v.training.preparing import MakeScorer, prepare
 from phi3v.training.summary import measure, summarize
 from phi3v.training.trainer import Phi3VTrainer
@@ -35,21 +36,23 @@ def run(arguments: RunArguments, make_scorer: MakeScorer | None = None) -> Phi3V
         OSError: The output folder cannot be written any more.
         ValueError: Contradicting flags, bad data or a damaged checkpoint; see the message.
         FileNotFoundError: Model, data or media are missing.
-        FileExistsError: The output folder is in use.
+        FileExistsError: The output folder is in use, or another run is writing there.
     """
-    with one_voice():
-        trainer, checkpoint = prepare(arguments, make_scorer)
-    with trainer.stop_request:
-        trainer.train(resume_from_checkpoint=checkpoint)
-        if trainer.is_interrupted:
-            return trainer
-        trainer.save_result(compute_dtype(arguments.training))
-    trainer.tokens.sum_over_processes(trainer.accelerator)
-    if trainer.is_world_process_zero():
-        folder = Path(str(trainer.args.output_dir))
-        measured = measure(trainer, folder / PLAN_FILE)
-        write_text(folder / SUMMARY_FILE, json.dumps(measured, indent=2) + "\n")
-        print(summarize(measured, folder), flush=True)
+    folder = Path(str(arguments.training.output_dir))
+    with ExitStack() as stack:
+        with one_voice():
+            stack.enter_context(kept_to_one_run(folder))
+            trainer, checkpoint = prepare(arguments, make_scorer)
+        with trainer.stop_request:
+            trainer.train(resume_from_checkpoint=checkpoint)
+            if trainer.is_interrupted:
+                return trainer
+            trainer.save_result(compute_dtype(arguments.training))
+        trainer.tokens.sum_over_processes(trainer.accelerator)
+        if trainer.is_world_process_zero():
+            measured = measure(trainer, folder / PLAN_FILE)
+            write_text(folder / SUMMARY_FILE, json.dumps(measured, indent=2) + "\n")
+            print(summarize(measured, folder), flush=True)
     return trainer
 
 
