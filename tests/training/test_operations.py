@@ -19,16 +19,17 @@ FROZEN_TOWER = Plan(language="LoRA", vision="frozen", projection="full")
 
 
 @pytest.mark.parametrize(
-    ("plan", "tower", "projection"),
+    ("plan", "keeps_features", "tower", "projection"),
     [
-        (FROZEN_TOWER, 1, 3),
-        (Plan("LoRA", "frozen", "frozen"), 1, 1),
-        (Plan("full", "LoRA", "frozen"), 2, 2),
-        (Plan("full", "full", "full"), 3, 3),
+        (FROZEN_TOWER, False, 1, 3),
+        (FROZEN_TOWER, True, 0, 3),
+        (Plan("LoRA", "frozen", "frozen"), False, 1, 1),
+        (Plan("full", "LoRA", "frozen"), False, 2, 2),
+        (Plan("full", "full", "full"), False, 3, 3),
     ],
 )
 def test_a_crop_costs_the_tower_beside_its_tokens(
-    base_folder: Path, plan: Plan, tower: int, projection: int
+    base_folder: Path, plan: Plan, keeps_features: bool, tower: int, projection: int
 ) -> None:
     config = load_config(str(base_folder))
     cost, tokens = forward_cost(config), config.vision.tokens_per_side**2
@@ -38,6 +39,7 @@ def test_a_crop_costs_the_tower_beside_its_tokens(
         lengths=np.array([300, 300]),
         crops=np.array([0, 5]),
         labels=np.array([9, 9]),
+        keeps_features=keeps_features,
     )
     expected = 5 * (tower * cost.per_crop + projection * cost.per_image_token * tokens)
     assert picture - text == pytest.approx(expected)

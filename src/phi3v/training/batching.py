@@ -63,7 +63,8 @@ def pack_training_set(
     )
     parts = plan_parts(arguments.model, arguments.lora)
     units = _sizes_of_units(dataset, groups, tokens)
-    costs = packs.sums(needed_operations(config, parts, **units))
+    keeps_features = arguments.data.cache_vision is not None
+    costs = packs.sums(needed_operations(config, parts, **units, keeps_features=keeps_features))
     logger.warning(
         "--packing: %d samples of %d tokens in %d rows, %.1f %% full; %d tokens are shared",
         len(lengths),

@@ -24,6 +24,7 @@ def needed_operations(
     labels: np.ndarray,
     squares: np.ndarray | None = None,
     num_adapters: int = 0,
+    keeps_features: bool = False,
 ) -> np.ndarray:
     """Count the operations that the gradients of each unit cannot do without.
 
@@ -39,6 +40,7 @@ def needed_operations(
         squares: (U,) twice the pairs of tokens that attend to each other; None takes the squared
             lengths, as of single documents.
         num_adapters: Numbers in adapters of the decoder, which add to every token.
+        keeps_features: Whether those of a frozen tower are kept, so that it runs in no later epoch.
 
     Returns:
         (U,) operations.
@@ -47,8 +49,8 @@ def needed_operations(
     lengths = np.asarray(lengths, dtype=float)
     squares = lengths**2 if squares is None else squares
     decoder = 3 if plan.language == "full" else 2
-    tower = {"frozen": 1, "LoRA": 2, "full": 3}[plan.vision]
-    projection = 3 if plan.projection != "frozen" else min(tower, 2)
+    tower = {"frozen": int(not keeps_features), "LoRA": 2, "full": 3}[plan.vision]
+    projection = 3 if plan.projection != "frozen" else 1 if plan.vision == "frozen" else 2
     # Separators are left out: less than a tenth of an image.
     crop_tokens = config.vision.tokens_per_side**2 if config.has_vision else 0
     return (
