@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tests.model.graphs import compiling, graphs, note_graph
+from transformers import StaticCache
 
 from phi3v import Phi3VForCausalLM
 
@@ -85,14 +86,9 @@ def test_the_default_compiler_writes_the_same_answers(make_model: Make) -> None:
     config = compiling("inductor")
     torch._dynamo.utils.counters.clear()
     for num_tokens in (4, 12):
-        found = model.generate(
-            # Room for all tokens from the first.
-            **inputs,
-            **STATIC,
-            max_new_tokens=num_tokens,
-            compile_config=config,
-            max_cache_len=64,
-        )
+        cache = StaticCache(config=model.config, max_cache_len=64)
+        options = FREE | {"max_new_tokens": num_tokens, "past_key_values": cache}
+        found = model.generate(**inputs, **options, compile_config=config)
         assert found.tolist() == expected[:, : 17 + num_tokens].tolist()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
