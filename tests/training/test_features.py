@@ -111,7 +111,7 @@ def test_packs_that_share_pictures_and_loader_processes_use_the_cache(
     [
         ((), "--freeze_vision_tower False"),
         (("--freeze_vision_tower", "--lora_enable", "--vision_lora"), "--vision_lora"),
-        (("--freeze_vision_tower", "--fsdp", "full_shard"), "--fsdp"),
+        (("--freeze_vision_tower", "--fsdp", "full_shard"), "FSDP"),
         (("--freeze_vision_tower", "--deepspeed", "scripts/zero3.json"), "--deepspeed with ZeRO-3"),
     ],
 )
@@ -122,6 +122,18 @@ def test_a_tower_that_trains_or_is_sharded_is_refused(
         [*flags, "--output_dir", str(tmp_path), "--cache_vision", "c", *words]
     )
     with pytest.raises(ValueError, match=f"--cache_vision contradicts {named}"):
+        check_arguments(*arguments[:4])
+
+
+def test_a_tower_that_the_launcher_shards_is_refused(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--cache_vision", "c", "--freeze_vision_tower", "--output_dir", str(tmp_path)]
+    arguments, _ = parse_arguments([*flags, *words])
+    check_arguments(*arguments[:4])
+    # As `accelerate launch --config_file scripts/fsdp2.yaml` sets it.
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="--cache_vision contradicts FSDP"):
         check_arguments(*arguments[:4])
 
 
