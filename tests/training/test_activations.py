@@ -20,6 +20,7 @@ from phi3v.training.activations import (
 from phi3v.training.building import build_model
 from phi3v.training.checks import check_arguments
 from phi3v.training.flags import RunArguments, parse_arguments
+from phi3v.training.optimizer import state_bytes
 
 
 def read(flags: list[str], tmp_path: Path, *words: str) -> RunArguments:
@@ -92,7 +93,9 @@ def test_static_memory_counts_weights_gradients_and_states(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert static_bytes(model, whole.training) == 4 * used + 4 * trained + 8 * trained
     small = read(flags, tmp_path, "--optim", "adamw_bnb_8bit")
-    assert static_bytes(model, small.training) == 4 * used + 4 * trained + 2 * trained
+    rest = static_bytes(model, small.training) - 4 * used - 4 * trained
+    # 8-bit states of matrices with their scales, wide ones of embeddings and small parameters.
+    assert rest == state_bytes(model, small.training) and 2 * trained < rest < 4 * trained
 
 
 def test_the_compiler_takes_layers_or_steps_and_never_the_whole_model(

@@ -152,7 +152,7 @@ def static_bytes(model: Any, training: Phi3VTrainingArguments) -> int:
         count = getattr(parameter, "ds_numel", parameter.numel())
         weights += count * parameter.element_size()
         trained += count if parameter.requires_grad else 0
-    states = trained * state_bytes(training)
+    states = state_bytes(model, training)
     if stage:
         # DeepSpeed keeps float32 copies of what trains, too.
         states += trained * WIDE

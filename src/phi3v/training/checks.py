@@ -13,6 +13,7 @@ from phi3v.training.arguments import (
 )
 from phi3v.training.features import check_feature_cache
 from phi3v.training.hints import find_hints
+from phi3v.training.optimizer import check_optimizer
 
 
 def check_arguments(
@@ -57,6 +58,7 @@ def check_arguments(
             "--disable_flash_attn2 contradicts --attn_implementation flash_attention_2"
         )
     check_feature_cache(model, lora, data, training)
+    check_optimizer(training)
     _check_stack(model, lora, training)
     _check_ranges(lora, data)
     _check_library_settings(data, training)

@@ -122,7 +122,7 @@ def memory_of(
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weights = weight_bytes(model, arguments)
-    states = trained * (state_bytes(arguments.training) + WIDE * strategy.keeps_copies)
+    states = state_bytes(model, arguments.training) + trained * WIDE * strategy.keeps_copies
     shares = [num_gpus if strategy.spread > place else 1 for place in range(3)]
     on_gpu = 0 if strategy.offloads else 1
     precision = precision_of(model, arguments.lora, arguments.training)

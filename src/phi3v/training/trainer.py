@@ -20,7 +20,7 @@ from phi3v.training.callbacks import GradientCheck, ProgressBar, SkipCounter, To
 from phi3v.training.features import FeatureWriter, storing
 from phi3v.training.guard import CurveWatch, NumericsGuard
 from phi3v.training.interruption import StopRequest, StopWhenAsked, shelter_workers
-from phi3v.training.optimizer import parameter_groups
+from phi3v.training.optimizer import make_optimizer
 from phi3v.training.saving import SavingTrainer
 from phi3v.training.sharding import whole_model
 
@@ -84,17 +84,12 @@ class Phi3VTrainer(SavingTrainer):
         return self._stop.has_stopped
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Make the optimizer over groups by part; see ``parameter_groups``."""
+        """Make the optimizer over groups by part; see ``make_optimizer``."""
         if self.optimizer is None:
             model = model or self.model
             assert model is not None
-            groups = parameter_groups(
-                model, self.args, loraplus_lr_ratio=self.lora.loraplus_lr_ratio
-            )
-            for group in groups:
-                del group["names"]
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = optimizer_class(groups, **options)
+            ratio = self.lora.loraplus_lr_ratio
+            self.optimizer = make_optimizer(model, self.args, loraplus_lr_ratio=ratio)
         return self.optimizer
 
     def training_step(
