@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from phi3v.model import config_fields as checks
 from phi3v.model.sizes import VisionSize, check_whole_numbers
 
 PUBLISHED_REPOSITORY = "microsoft/Phi-3.5-vision-instruct"
@@ -21,8 +22,6 @@ CLIP_LARGE_336 = "openai/clip-vit-large-patch14-336"
 _OFFSET_OF_END = 37
 _OFFSET_OF_END_OF_TEXT = 44
 
-_ROPE_TYPES = ("su", "yarn", "longrope")
-_ROPE_KEYS = {"type", "short_factor", "long_factor"}
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -33,6 +32,8 @@ _SIZES = (
     "max_position_embeddings",
     "original_max_position_embeddings",
 )
+_POSITIVE = ("initializer_range", "rms_norm_eps", "rope_theta")
+_SHARES = ("resid_pdrop", "embd_pdrop", "attention_dropout")
 _FIELDS_OF_THE_RUN = (
     "return_dict",
     "output_hidden_states",
@@ -104,11 +105,11 @@ class Phi3VConfig(PreTrainedConfig):
         # Before the library makes anything of them.
         self._check_sizes()
         super().__post_init__(**kwargs)
-        self._check_rope_scaling()
+        self._check_fields()
         self._check_vision()
 
     def _check_sizes(self) -> None:
-        check_whole_numbers(self, _SIZES, where="config")
+        check_whole_numbers(self, (*_SIZES, "image_token_id"), where="config")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"config: hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
@@ -121,31 +122,23 @@ class Phi3VConfig(PreTrainedConfig):
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
 
-    def _check_rope_scaling(self) -> None:
-        scaling = self.rope_scaling
-        if scaling is None:
-            return
-        if not isinstance(scaling, dict) or set(scaling) != _ROPE_KEYS:
-            found = sorted(scaling) if isinstance(scaling, dict) else type(scaling).__name__
-            raise ValueError(
-                f"config: rope_scaling must hold exactly {sorted(_ROPE_KEYS)}, found {found}"
-            )
-        if scaling["type"] not in _ROPE_TYPES:
-            raise ValueError(
-                f"config: rope_scaling type must be one of {_ROPE_TYPES}, found {scaling['type']!r}"
-            )
-        for key in ("short_factor", "long_factor"):
-            factors = scaling[key]
-            good = isinstance(factors, list) and all(isinstance(x, int | float) for x in factors)
-            if not good or len(factors) != self.head_dim // 2:
-                raise ValueError(
-                    f"config: rope_scaling {key} must be a list of {self.head_dim // 2} numbers "
-                    f"(half a head), found {len(factors) if good else factors!r}"
-                )
+    def _check_fields(self) -> None:
+        checks.check_numbers(self, _POSITIVE, where="config", above=0)
+        checks.check_numbers(self, _SHARES, where="config", above=-1e-9, below=1)
+        checks.check_token_ids(self, ("bos_token_id", "eos_token_id", "pad_token_id"))
+        checks.check_choice("config: use_cache", self.use_cache, (True, False))
+        checks.check_choice("config: tie_word_embeddings", self.tie_word_embeddings, (True, False))
+        checks.check_choice("config: hidden_act", self.hidden_act, ("silu",))
+        if self.sliding_window is not None:
+            check_whole_numbers(self, ["sliding_window"], where="config")
+        if self.rope_scaling is not None:
+            checks.check_rope_scaling(self.rope_scaling, self.head_dim)
 
     def _check_vision(self) -> None:
-        if not self.has_vision:
+        if isinstance(self.embd_layer, str):
             return
+        if not self.has_vision:
+            raise ValueError(f"config: embd_layer must be an object, found {self.embd_layer!r}")
         layer = self.embd_layer
         assert isinstance(layer, dict)
         for key, expected in (("hd_transform_order", "sub_glb"), ("projection_cls", "mlp")):
@@ -161,7 +154,14 @@ class Phi3VConfig(PreTrainedConfig):
             raise ValueError("config: img_processor and its clip_config must be JSON objects")
         if described.get("type_feature", "patch") != "patch":
             raise ValueError("config: img_processor type_feature must be 'patch'")
-        vision = self.vision
+        vision, index = self.vision, self.vision_feature_layer
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise ValueError(f"config: img_processor layer_idx must be a number, found {index!r}")
+        if not 0 <= self.num_vision_layers_used <= vision.num_hidden_layers:
+            raise ValueError(
+                f"config: img_processor layer_idx {index} is not one of the "
+                f"{vision.num_hidden_layers} layers of the tower"
+            )
         if vision.image_size % vision.patch_size or vision.patches_per_side % 2:
             raise ValueError(
                 f"config: a crop of {vision.image_size} pixels must be an even number of "

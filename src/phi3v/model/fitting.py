@@ -1,4 +1,4 @@
-"""Comparing a config with the weight files beside it, before anything of its sizes is made.
+"""Comparing a config with the weights and the processor beside it.
 
 A config from a stranger may describe a model of any size. Only names and shapes of the files are
 read here, and one layer of each kind is built without memory, so that time and memory follow from
@@ -14,6 +14,7 @@ import torch
 
 from phi3v.model.configuration import Phi3VConfig
 from phi3v.model.modeling import Phi3VForCausalLM
+from phi3v.model.processing import IMAGE_TOKEN, Phi3VProcessor
 from phi3v.model.stored import Shape
 
 _DECODER = "model.layers."
@@ -48,6 +49,33 @@ def check_fit(folder: Path, config: Phi3VConfig, stored: Mapping[str, Shape]) ->
             f"{folder} lacks {len(missing)} of the model's weights, first {missing[0]!r}; the "
             "checkpoint is incomplete: copy or save it again"
         )
+
+
+def check_processor_fits(path: str | Path, config: Phi3VConfig, processor: Phi3VProcessor) -> None:
+    """Check that a processor makes the crops and ids that a model reads.
+
+    Args:
+        path: Folder of the processor, for the message.
+        config: Configuration of the model.
+        processor: The processor.
+
+    Raises:
+        ValueError: They belong to different models.
+    """
+    images = processor.image_processor
+    facts = {"largest id": (max(processor.tokenizer.get_vocab().values()), config.vocab_size - 1)}
+    if config.has_vision:
+        facts |= {
+            "crop_size": (images.crop_size, config.crop_size),
+            "patch_size": (images.patch_size, config.patch_size),
+            f"id of {IMAGE_TOKEN}": (processor.image_token_id, config.image_token_id),
+        }
+    for name, (found, expected) in facts.items():
+        if found > expected or (found < expected and name != "largest id"):
+            raise ValueError(
+                f"the processor in {path} belongs to another model: its {name} is {found}, but the "
+                f"model's config.json says {expected}; copy its files from the base model"
+            )
 
 
 def _expected_shapes(folder: Path, config: Phi3VConfig) -> dict[str, Shape]:

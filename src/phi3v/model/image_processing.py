@@ -15,6 +15,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
+from phi3v.model.config_fields import check_choice
 from phi3v.model.configuration import PUBLISHED_REPOSITORY
 from phi3v.model.crops import (
     CROP_SIZE,
@@ -31,6 +32,8 @@ from phi3v.model.vision import IMAGE_MEAN, IMAGE_STD, crops_from_compact
 PATCH_SIZE = 14
 _PUBLISHED_CODE = f"{PUBLISHED_REPOSITORY}--processing_phi3_v"
 _WHITE = 255
+# Pixels along a crop; three times the published side. Memory grows with its square.
+_LARGEST = 1024
 
 
 class Phi3VImagesKwargs(ImagesKwargs, total=False):
@@ -79,7 +82,12 @@ class Phi3VImageProcessor(BaseImageProcessor):
         kwargs.pop("image_processor_type", None)
         super().__init__(**kwargs)
         check_num_crops(num_crops)
-        if (tuple(image_mean), tuple(image_std)) != (IMAGE_MEAN, IMAGE_STD):
+        for name, value in {"crop_size": crop_size, "patch_size": patch_size}.items():
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+                raise ValueError(f"{name} is {value!r}, expected a number from 1 to {_LARGEST}")
+        check_choice("do_convert_rgb", do_convert_rgb, (True, False))
+        given = [list(one) if isinstance(one, tuple) else one for one in (image_mean, image_std)]
+        if given != [[*IMAGE_MEAN], [*IMAGE_STD]]:
             raise ValueError(
                 f"image_mean {image_mean} and image_std {image_std} differ from the published "
                 f"{IMAGE_MEAN} and {IMAGE_STD}; remove them, the model normalises by these only"

@@ -18,10 +18,11 @@ from phi3v.model.files import (
     load_config,
     read_json,
 )
-from phi3v.model.fitting import check_fit
+from phi3v.model.fitting import check_fit, check_processor_fits
 from phi3v.model.modeling import Phi3VForCausalLM
 from phi3v.model.pickles import read_seed_weights
 from phi3v.model.processing import Phi3VProcessor
+from phi3v.model.settings import sampling_only
 from phi3v.model.stored import check_adapter_files, check_loaded_weights, check_weight_files
 
 # What the seed project's adapter folders keep their fully trained parts in.
@@ -151,6 +152,8 @@ def load_model(
         ) from error
     model, report = loaded
     check_loaded_weights(path, report)
+    model.generation_config = sampling_only(model.generation_config)
+    model.set_stop_tokens()
     return model.eval()
 
 
@@ -176,7 +179,20 @@ def load_processor(
         return load_processor(base or base_of_adapter(path), num_crops)
     check_processor_files(Path(path))
     kwargs = {} if num_crops is None else {"num_crops": num_crops}
-    return Phi3VProcessor.from_pretrained(path, **kwargs)
+    try:
+        processor = Phi3VProcessor.from_pretrained(path, **kwargs)
+    except (OSError, ValueError):
+        raise
+    # Fields of impossible types end in whatever the library's readers trip over.
+    except Exception as error:
+        raise ValueError(
+            f"the processor in {path} cannot be read: {type(error).__name__}: {error}; copy its "
+            "JSON files from the base model"
+        ) from error
+    model = base or base_of_adapter(path) if is_adapter_folder(path) else path
+    if (Path(model) / "config.json").is_file():
+        check_processor_fits(path, load_config(model), processor)
+    return processor
 
 
 def _open_adapter(model: Phi3VForCausalLM, folder: Path) -> Any:

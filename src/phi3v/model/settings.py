@@ -1,7 +1,16 @@
 """How an answer is chosen: the settings of generation, checked."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
+
+from phi3v.model.config_fields import is_number
+
+logger = logging.getLogger(__name__)
+
+# What a checkpoint may say about answers; the rest decides about memory and time.
+_SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_KNOWN = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens", "transformers_version")
 
 
 @dataclass(frozen=True)
@@ -52,3 +61,30 @@ class GenerationSettings:
             # top_k 0: the library would otherwise draw from 50 tokens only, unasked.
             **(drawing | {"top_k": 0} if self.temperature > 0 else {"do_sample": False}),
         }
+
+
+def sampling_only(stored: Any) -> Any:
+    """Take from the generation config of a checkpoint only how tokens are drawn.
+
+    Numbers of beams and sequences, caches and other models are for whoever generates to choose.
+
+    Args:
+        stored: ``GenerationConfig`` of a loaded model.
+
+    Returns:
+        A new one.
+
+    Raises:
+        ValueError: A value is no number.
+    """
+    fields = {key: value for key, value in stored.to_diff_dict().items() if value is not None}
+    kept = {name: fields.pop(name) for name in _SAMPLING if name in fields}
+    for name, value in kept.items():
+        if not isinstance(value, bool) and not is_number(value, above=-1e-9):
+            raise ValueError(f"generation_config.json: {name} is {value!r}, expected a number")
+    if dropped := sorted(key for key in fields if key not in _KNOWN and not key.startswith("_")):
+        logger.warning(
+            "generation_config.json: %s are not taken from a checkpoint; give them to generate()",
+            ", ".join(dropped),
+        )
+    return type(stored)(**kept)

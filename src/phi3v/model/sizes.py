@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from phi3v.model.config_fields import check_numbers
+
 _WHOLE = (
     "hidden_size",
     "intermediate_size",
@@ -44,7 +46,10 @@ class VisionSize:
 
     def __post_init__(self) -> None:
         """Refuse sizes that no tower can have."""
-        check_whole_numbers(self, _WHOLE, where="config: clip_config")
+        where = "config: clip_config"
+        check_whole_numbers(self, _WHOLE, where=where)
+        check_numbers(self, ["layer_norm_eps"], where=where, above=0)
+        check_numbers(self, ["attention_dropout"], where=where, above=-1e-9, below=1)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"config: clip_config hidden_size {self.hidden_size} is not a multiple of "

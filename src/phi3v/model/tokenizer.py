@@ -15,6 +15,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from phi3v.model.text import CHAT_TEMPLATE, IMAGE_TOKEN
+from phi3v.model.tokenizer_rules import check_rules
 
 _SPACE = "\u2581"
 _UNK, _BOS, _END_OF_SEQUENCE, _END_OF_TEXT = "<unk>", "<s>", "</s>", "<|endoftext|>"
@@ -79,12 +80,15 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerFast:
     # Not AutoTokenizer: the published files name LlamaTokenizer, which transformers 5 rebuilds from
     # the vocabulary with another normaliser, unless a model type in config.json tells it better.
     try:
-        return PreTrainedTokenizerFast.from_pretrained(path, **kwargs)
-    except OSError:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **kwargs)
+    except (OSError, KeyboardInterrupt, SystemExit):
         raise
-    # The tokenizers library raises the bare class for whatever it cannot read.
-    except Exception as error:
+    # The tokenizers library raises the bare class for whatever it cannot read, and its panics are
+    # no exceptions at all.
+    except BaseException as error:
         raise ValueError(f"tokenizer.json of {path} describes no tokenizer: {error}") from error
+    check_rules(path, tokenizer)
+    return tokenizer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
