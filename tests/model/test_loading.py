@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from phi3v import (
     Phi3VConfig,

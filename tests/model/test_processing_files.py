@@ -8,12 +8,8 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import (
-    AutoImageProcessor,
-    AutoProcessor,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from phi3v.model import Phi3VImageProcessor, Phi3VProcessor
 from phi3v.model.tokenizer import make_small_tokenizer

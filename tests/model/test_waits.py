@@ -12,6 +12,7 @@ from phi3v import Phi3VForCausalLM
 from phi3v.data.collator import Collator
 from phi3v.data.encoding import Example
 from phi3v.model import vision
+from phi3v.model.recompute import set_regime
 from phi3v.model.tiny import tiny_config
 
 # What makes the host read a value of the device.
@@ -108,7 +109,7 @@ def test_a_training_step_never_waits(
         model = Phi3VForCausalLM._from_config(config, attn_implementation=kernel).train()
     model.model.link_vision_without_images = True
     if checkpointed:
-        model.activation_checkpointing_enable()
+        set_regime(model, "full")
     batch = {
         name: value.to("meta") if isinstance(value, torch.Tensor) else value
         for name, value in batches(processor, pictures)[kind].items()
@@ -209,13 +210,13 @@ def test_nothing_is_kept_below_the_first_trained_parameter(
     model.requires_grad_(False)
     model.model.layers[2].mlp.down_proj.requires_grad_(True)
     if checkpointed:
-        model.activation_checkpointing_enable()
+        set_regime(model, "full")
     batch = Collator(0, processor.image_token_id, padding_free=True)(examples(processor, pictures))
     counts = saved_by_module(model, batch)
     if not checkpointed:
-        # The checkpoint itself notes its input, for the time of the layer only.
+        # The checkpoint itself notes inputs, for the time of the layer only.
         assert {"tower", "0", "1"}.isdisjoint(counts)
-    assert counts["2"] > 0 and counts["3"] > 0
+        assert counts["2"] > 0 and counts["3"] > 0
     assert [name for name, one in model.named_parameters() if one.grad is not None] == [
         "model.layers.2.mlp.down_proj.weight"
     ]

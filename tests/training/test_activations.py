@@ -56,7 +56,7 @@ def test_flags_choose_the_regime(
     assert apply_activation_memory(arguments, model, config, None) == expected
     assert regime_of(model) == expected
     # The library must not switch on its own kind later.
-    assert not for_trainer(arguments.training).activation_checkpointing
+    assert not for_trainer(arguments.training).gradient_checkpointing
 
 
 @pytest.mark.parametrize("regime", ["none", "selective"])

@@ -2,11 +2,13 @@
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
 )
+
+# From its own module: until 5.18, transformers itself hands it out only beside torchvision.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from phi3v.model.configuration import Phi3VConfig
 from phi3v.model.image_processing import Phi3VImageProcessor

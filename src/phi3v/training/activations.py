@@ -47,7 +47,8 @@ def apply_activation_memory(
     chosen = training.activation_memory
     by_flag = {"gradient_checkpointing", "activation_checkpointing"} & arguments.given
     if chosen == "auto" and by_flag:
-        chosen = "full" if training.activation_checkpointing else "none"
+        # Up to transformers 5.20 the only name; later releases let it mirror the new one.
+        chosen = "full" if training.gradient_checkpointing else "none"
     regime: Regime = "none"
     if chosen != "auto":
         regime = chosen

@@ -139,10 +139,9 @@ def _check_streaming(data: DataArguments, training: Phi3VTrainingArguments) -> l
             "--padding_free joins the samples of a batch without padding"
         )
     if training.train_sampling_strategy != "random":
-        raise ValueError(
-            "--streaming contradicts --train_sampling_strategy: a stream has an order of its own"
-        )
-    if not training.dataloader_in_order:
+        raise ValueError("--streaming contradicts --train_sampling_strategy: it has its own order")
+    # A flag since transformers 5.15; before, the order was always kept.
+    if not getattr(training, "dataloader_in_order", True):
         raise ValueError("--streaming contradicts --dataloader_in_order False: it is resumed by it")
     return ["--streaming: records are not checked before the run; phi3v check does that"]
 
@@ -167,7 +166,7 @@ def _check_library_settings(data: DataArguments, training: Phi3VTrainingArgument
             "--fuse_elementwise on contradicts --torch_compile True, which fuses the same steps "
             "within whole layers; leave one of both out"
         )
-    if training.activation_checkpointing and training.activation_memory in ("none", "selective"):
+    if training.gradient_checkpointing and training.activation_memory in ("none", "selective"):
         raise ValueError(
             "--gradient_checkpointing True contradicts --activation_memory "
             f"{training.activation_memory}: it means full; leave one of both out"
