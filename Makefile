@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Processes on a small machine fight for cores when each of them starts one thread per core.
 test check test-slow interop: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test check fix docs test-slow test-gpu bench interop setup clean
+.PHONY: demo test check fix docs test-slow test-gpu bench bench-gpu interop setup clean
 
 demo: $(READY)
 	$(BIN)/phi3v demo
@@ -53,6 +53,10 @@ interop: $(READY)
 # A quarter of an hour of CPU time; one table, one JSON file, plots.
 bench: $(READY)
 	$(BIN)/python -m benchmarks --out output/bench
+
+# Needs an NVIDIA GPU.
+bench-gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu --out output/gpu
 
 # Hooks are a convenience: a checkout without git, or with a hooks path of its own, is set up without them.
 setup: $(READY)

@@ -29,7 +29,14 @@ Batch = dict[str, Any]
 
 
 def build(
-    arm: str, method: str, size: Size, vocabulary: int | None = None, *, dtype: Any = torch.float32
+    arm: str,
+    method: str,
+    size: Size,
+    vocabulary: int | None = None,
+    *,
+    dtype: Any = torch.float32,
+    train_vision: bool = False,
+    base: Any = None,
 ) -> tuple[Any, Phi3VConfig]:
     """Make a model that trains the decoder, by adapters or fully, and the image projection fully.
 
@@ -39,9 +46,11 @@ def build(
         size: Widths and depths.
         vocabulary: Instead of the size's own.
         dtype: Type of the weights that do not train.
+        train_vision: Train the tower, too, fully.
+        base: Takes the place of random weights.
     """
     config = model_config(size, vocabulary)
-    model: Any = make_model(config, dtype)
+    model: Any = make_model(config, dtype) if base is None else base
     lora = LoraArguments(
         lora_enable=method == "lora",
         lora_rank=size.lora_rank,
@@ -49,7 +58,8 @@ def build(
         lora_dropout=0.0,
         lora_namespan_exclude="['lm_head', 'embed_tokens']" if method == "lora" else None,
     )
-    plan = plan_parts(ModelArguments(model_id="", freeze_vision_tower=True), lora)
+    frozen = not train_vision
+    plan = plan_parts(ModelArguments(model_id="", freeze_vision_tower=frozen), lora)
     if method == "lora":
         wrap = add_adapters if arm.startswith("ours") else _wrap_plainly
         model = wrap(model, plan, lora)
@@ -71,7 +81,7 @@ def _draw_adapters(model: nn.Module) -> None:
     draws = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            drawn = torch.randn(parameter.shape, generator=draws) * 0.02
+            drawn = torch.randn(parameter.shape, generator=draws, device="cpu") * 0.02
             parameter.copy_(drawn)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.models import FIRST_TEXT_ID, IMAGE_TOKEN_ID
 from phi3v.data.encoding import IGNORE_INDEX, Example
+from phi3v.data.packing import plan_packs
 from phi3v.model.crops import CropGrid, num_image_tokens, plan_crops
 
 CROP = 336
@@ -109,8 +110,9 @@ def make_groups(kind: str, *, num_crops: int, vocabulary: int) -> list[list[Exam
 
     Args:
         kind: ``mixed-N``: a typical batch of N samples. ``questions-N``: N questions about one
-            picture. ``images-N``: one sample with N pictures. ``text-N``: documents of 2048 tokens,
-            N tokens in all.
+            picture. ``images-N``: one sample with N small pictures, ``pictures-N``: with N of usual
+            size. ``shared-N``: four questions about each of N pictures, ``apart-N``: the same, each
+            with its picture. ``text-N``: documents of 2048 tokens, N tokens in all.
         num_crops: Most crops of a picture.
         vocabulary: Size of the vocabulary.
     """
@@ -125,7 +127,37 @@ def make_groups(kind: str, *, num_crops: int, vocabulary: int) -> list[list[Exam
         return [[sample(shape, 40, seed=i, prefix_seed=99, **rest) for i in range(count)]]
     if name == "images":
         return [[sample([(336, 336)] * count, 200, seed=0, **rest)]]
+    if name == "pictures":
+        return [[sample([SHAPES[0][0]] * count, 300, seed=0, **rest)]]
+    if name in ("shared", "apart"):
+        shape = [SHAPES[0][0]]
+        groups = [
+            [sample(shape, 40, seed=4 * own + i, prefix_seed=own, **rest) for i in range(4)]
+            for own in range(count)
+        ]
+        return groups if name == "shared" else [[one] for group in groups for one in group]
     if name == "text":
         length = min(count, 2048)
         return [[sample([], length - 1, seed=i, **rest)] for i in range(count // length)]
-    raise ValueError(f"unknown batch {kind!r}; mixed-N, questions-N, images-N or text-N")
+    raise ValueError(f"unknown batch {kind!r}")
+
+
+def make_packs(
+    pack_tokens: int, count: int, *, num_crops: int, vocabulary: int
+) -> list[list[list[Example]]]:
+    """Make the samples of the first packs of a run on instruction data.
+
+    Args:
+        pack_tokens: Room of a pack.
+        count: Number of packs.
+        num_crops: Most crops of a picture.
+        vocabulary: Size of the vocabulary.
+    """
+    drawn = [one for one in draw_shapes(512) if token_count(*one, num_crops) <= pack_tokens]
+    lengths = np.array([token_count(*one, num_crops) for one in drawn])
+    packs = plan_packs(lengths, pack_tokens, seed=0)
+    rest = {"num_crops": num_crops, "vocabulary": vocabulary}
+    return [
+        [[sample(*drawn[unit], seed=int(unit), **rest)] for unit in packs[place]]
+        for place in range(count)
+    ]

@@ -87,14 +87,23 @@ class _Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_step(arm: str, method: str, size: Size, groups: list[list[Example]]) -> dict[str, Any]:
+def count_step(
+    arm: str, method: str, size: Size, groups: list[list[Example]], **options: Any
+) -> dict[str, Any]:
     """Count operations and waits of one forward and backward pass, without numbers.
+
+    Args:
+        arm: Way to make the step.
+        method: ``lora`` or ``full``.
+        size: Sizes of the model.
+        groups: Samples of the step, of at most 16 crops.
+        **options: Of `build`.
 
     Returns:
         ``flops`` executed and ``waits``.
     """
     with torch.device("meta"):
-        model, _ = build(arm, method, size, dtype=torch.bfloat16)
+        model, _ = build(arm, method, size, dtype=torch.bfloat16, **options)
     batch = prepare(arm, groups, 16)
     num_places = sum(int((one["input_ids"] == 3).sum()) for group in groups for one in group)
     sizes = {name: batch.pop(name) for name in ("image_sizes",) if name in batch}

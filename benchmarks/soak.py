@@ -29,7 +29,7 @@ from phi3v.model.tiny import write_tiny_checkpoint
 _ROOT = Path(__file__).resolve().parent.parent
 
 
-def write_data(folder: Path, count: int = 48) -> None:
+def write_data(folder: Path, count: int) -> None:
     """Write records of every kind in turn: text, a picture, two pictures, a video."""
     rng = np.random.default_rng(0)
     for number in range(count // 4):
@@ -151,7 +151,8 @@ def soak(steps: int, processes: int, workers: int) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
-        write_data(folder)
+        # Workers start anew for each pass over the data, 48 steps.
+        write_data(folder, 96 * processes)
         write_tiny_checkpoint(
             folder / "base", crop_size=56, hidden_size=64, vision_hidden_size=32, num_crops=2
         )

@@ -128,9 +128,10 @@ def test_other_questions_have_records_of_their_own(data: DemoData) -> None:
 
 
 def test_a_picture_is_one_crop_of_the_tiny_base_without_resizing(data: DemoData) -> None:
-    image = Image.open(data.image_folder / read(data.train_json)[0]["image"])
-    plan = plan_crops(*image.size, num_crops=1, crop_size=112)
-    assert (plan.resized_width, plan.resized_height) == image.size
+    with Image.open(data.image_folder / read(data.train_json)[0]["image"]) as image:
+        size = image.size
+    plan = plan_crops(*size, num_crops=1, crop_size=112)
+    assert (plan.resized_width, plan.resized_height) == size
     assert plan.grid == CropGrid(1, 1)
 
 

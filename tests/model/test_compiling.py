@@ -116,15 +116,16 @@ def test_the_default_compiler_is_equal_within_rounding(
 
 
 @pytest.mark.gpu
-def test_fused_steps_on_a_gpu_are_equal_within_rounding(
-    make_model: Make, processor: Any, pictures: Any
+@pytest.mark.parametrize("change", [fuse_elementwise, compile_layers])
+def test_compiled_code_on_a_gpu_is_equal_within_rounding(
+    make_model: Make, processor: Any, pictures: Any, change: Any
 ) -> None:
     batch = {
         name: value.cuda() if isinstance(value, torch.Tensor) else value
         for name, value in packs(processor, pictures)[2].items()
     }
     plain, fused = (make_model().bfloat16().cuda().train() for _ in range(2))
-    fuse_elementwise(fused)
+    change(fused)
     expected, found = train(plain, batch), train(fused, batch)
     assert_close(found[0], expected[0], rtol=2e-2, atol=2e-2)
     for one, other in zip(found[1], expected[1], strict=True):

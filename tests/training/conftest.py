@@ -37,7 +37,7 @@ class Run:
         return {
             name
             for name, parameter in self.model.named_parameters()
-            if not torch.equal(parameter.detach(), self.before[name])
+            if not torch.equal(parameter.detach().cpu(), self.before[name].cpu())
         }
 
     def losses(self) -> list[float]:

@@ -118,6 +118,9 @@ def open_socket(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        # The library would leave its socket open.
+        if not 0 <= port <= 65535:
+            raise OverflowError("port must be 0-65535")
         return socket.create_server((host, port), family=family, backlog=256)
     except (OSError, OverflowError) as error:
         raise ValueError(
