@@ -8,6 +8,7 @@ the table of docs/performance.md and writes `gpu.json` and `gpu.md`. What was no
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -36,11 +37,13 @@ def peak_of(name: str) -> float | None:
 
     Cards with less power share the name of the chip: those are left to ``--peak_tflops``.
     """
-    plain = name.upper().replace(" ", "").replace("-", "")
+    plain = name.upper().replace("RTX ", "RTX")
     if any(word in plain for word in ("PCIE", "NVL", "MIG", "LAPTOP")):
         return None
-    kinds = sorted((kind for kind in GPUS if kind in plain), key=len)
-    return GPUS[kinds[-1]][1] * 1e12 if kinds else None
+    for kind, (_, teraflops) in GPUS.items():
+        if re.search(rf"(?<![A-Z0-9]){kind}(?![A-Z0-9])", plain):
+            return teraflops * 1e12
+    return None
 
 
 def describe_device(device: torch.device) -> Result:
@@ -74,7 +77,11 @@ def measure(
     results = []
     for _ in range(rounds):
         for row in rows:
-            result = run_module("gpu_step", row.name, *words, quick=quick)
+            try:
+                result = run_module("gpu_step", row.name, *words, quick=quick)
+            except RuntimeError as error:
+                # One row that fails leaves the others their hour.
+                result = {"row": row.name, "error": str(error)}
             result["sensors"] = None if quick else read_sensors()
             results.append(result)
             say(f"{row.name}: {describe(result)}")
@@ -83,6 +90,8 @@ def measure(
 
 def describe(result: Result) -> str:
     """Say a result in a few words."""
+    if "error" in result:
+        return f"FAILED: {result['error']}"
     if result.get("out_of_memory"):
         return "does not fit"
     rates = [f"{result[name]:.2f} {name}/s" for name in ("samples", "tokens") if result.get(name)]
@@ -118,6 +127,8 @@ def format_table(results: Sequence[Result], peak: float | None) -> str:
 def _cells(runs: Sequence[Result], peak: float | None) -> list[str]:
     if not runs:
         return [""] * 5
+    if any("error" in run for run in runs):
+        return ["failed", "", "", "", ""]
     if any(run.get("out_of_memory") for run in runs):
         return ["does not fit", "", "", "", ""]
 
@@ -148,7 +159,7 @@ def main(argv: list[str]) -> int:
     """Measure, write, print.
 
     Returns:
-        0; 1 when steps that should agree do not; 2 without a GPU.
+        0; 1 when a row fails or steps that should agree do not; 2 without a GPU.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [row.name for row in (*STEPS, *ANSWERS)]
@@ -194,7 +205,7 @@ def main(argv: list[str]) -> int:
     print(table)
     for line in void:
         print(f"VOID: {line}")
-    return int(bool(void))
+    return int(bool(void) or any("error" in result for result in results))
 
 
 if __name__ == "__main__":

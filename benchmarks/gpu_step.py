@@ -146,7 +146,7 @@ def measure_step(
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure_answers(
     row: Answers, size: Size, device: torch.device, *, tokens: int
 ) -> dict[str, Any]:

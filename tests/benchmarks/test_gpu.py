@@ -48,6 +48,8 @@ def test_without_a_gpu_it_says_so(
         ("NVIDIA H100 PCIe", None),
         ("NVIDIA H100 NVL", None),
         ("Tesla V100-SXM2-16GB", None),
+        ("NVIDIA L40", None),
+        ("NVIDIA RTX A1000", None),
     ],
 )
 def test_the_peak_is_that_of_the_named_gpu(name: str, teraflops: float | None) -> None:
@@ -77,6 +79,22 @@ def test_cells_are_medians_of_the_rounds_against_the_peak() -> None:
     assert f"| {name} | 10.00 | 10,000 |  |  | 40.0 |" in gpu.format_table(runs, None)
     table = gpu.format_table([*runs, {"row": name, "out_of_memory": True}], 1e15)
     assert f"| {name} | does not fit |  |  |  |  |" in table
+
+
+def test_a_row_that_fails_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(module: str, name: str, *words: str, quick: bool) -> dict[str, Any]:
+        if name == ALL[0]:
+            raise RuntimeError("the kernel is missing")
+        return {"row": name, "out_of_memory": True}
+
+    monkeypatch.setattr(gpu, "run_module", run)
+    words = ["--device", "cpu", "--rounds", "1", "--out", str(tmp_path), "--rows", *ALL[:2]]
+    assert gpu.main(words) == 1
+    printed = capsys.readouterr()
+    assert f"| {ALL[0]} | failed |" in printed.out and f"| {ALL[1]} | does not fit |" in printed.out
+    assert "the kernel is missing" in printed.err
 
 
 def test_steps_on_the_same_samples_must_agree() -> None:
