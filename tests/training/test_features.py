@@ -44,7 +44,15 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return counts
 
 
-@pytest.mark.parametrize("words", [(), ("--bf16", "True"), ("--padding_free", "False")], ids=str)
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        pytest.param(("--bf16", "True"), marks=pytest.mark.slow),
+        pytest.param(("--padding_free", "False"), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_cached_runs_equal_plain_ones_and_decode_nothing_twice(
     start: Callable[..., Run],
     data_folder: Path,
