@@ -18,11 +18,12 @@ REGIMES = ("none", "selective", "full")
 TOKENS = 48
 
 
-def adapted(model: Phi3VForCausalLM, rank: int, dropout: float) -> nn.Module:
+def adapted(model: Phi3VForCausalLM, rank: int, dropout: float, **more: Any) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     names = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
-    return get_peft_model(model, LoraConfig(r=rank, target_modules=names, lora_dropout=dropout))
+    config = LoraConfig(r=rank, target_modules=names, lora_dropout=dropout, **more)
+    return get_peft_model(model, config)
 
 
 def kept_by_two_layers(
@@ -70,6 +71,28 @@ def test_a_decoder_layer_keeps_what_the_formula_says(
     found = kept_by_two_layers(make_model, regime, precision, segments, dtype)
     config = make_model(hidden_size=64, num_key_value_heads=2).config
     assert found / 2 / TOKENS == layer_bytes(config, regime, precision)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_dora_keeps_what_the_formula_says(make_model: Make, regime: str, dropout: float) -> None:
+    kept = {}
+    for num_layers in (2, 4):
+        model = make_model(num_hidden_layers=num_layers, hidden_size=64, num_key_value_heads=2)
+        model = adapted(model.train(), 4, dropout, use_dora=True)
+        set_regime(model, regime)
+        for tokens in (TOKENS, 2 * TOKENS):
+            ids = torch.randint(3, 90, (1, tokens))
+            labels = ids.where(torch.arange(tokens) >= tokens - 2, -100)
+            batch = {"input_ids": ids, "labels": labels, "segments": [(tokens, 0, 0)]}
+            kept[num_layers, tokens] = kept_bytes(
+                lambda model=model, batch=batch: model(**batch).loss
+            )
+    # It keeps norms of its weights, too, whatever the number of tokens.
+    layers = [kept[4, tokens] - kept[2, tokens] for tokens in (TOKENS, 2 * TOKENS)]
+    mask = 4 if dropout else 0
+    precision = Precision(element=4, stream=4, rank=4, dropout_mask=mask, has_dora=True)
+    assert (layers[1] - layers[0]) / 2 / TOKENS == layer_bytes(model.config, regime, precision)
 
 
 @pytest.mark.parametrize("regime", REGIMES)

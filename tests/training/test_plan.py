@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.optimizers import held_bytes, step
-from tests.model.counting import peak_bytes
+from tests.model.counting import kept_bytes, peak_bytes
 from tests.training.conftest import Run
 
 from phi3v.model.loading import load_config, load_processor
-from phi3v.training.activations import REGIMES
+from phi3v.training.activations import REGIMES, cast_bytes
 from phi3v.training.batching import Batch
 from phi3v.training.building import build_model
 from phi3v.training.datasets import build_datasets
@@ -124,6 +124,31 @@ def test_activations_are_those_that_a_step_keeps(flags: list[str], tmp_path: Pat
         own = planned.gradients + planned.activations + planned.logits
         assert 0.8 * peak < own < 1.1 * peak
     assert found["none"] > found["selective"] > found["full"]
+
+
+def test_copies_that_autocast_keeps_are_counted(flags: list[str], tmp_path: Path) -> None:
+    words = [*flags, "--output_dir", str(tmp_path / "out"), "--freeze_vision_tower", "True"]
+    words += ["--bf16", "True", "--attn_implementation", "sdpa", "--tune_img_projector", "False"]
+    arguments, _ = parse_arguments(words)
+    model = build_model(arguments).train()
+    kept = []
+    for tokens in (300, 600):
+        ids = torch.randint(5, 400, (1, tokens))
+        batch = {
+            "input_ids": ids,
+            "labels": ids.where(torch.arange(tokens) >= tokens - 4, -100),
+            "segments": [(tokens, 0, 0)],
+        }
+
+        def forward(batch: dict = batch) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return model(**batch).loss
+
+        kept.append(kept_bytes(forward))
+    # The head's copy goes with the loss, which leaves its float32 gradient; labels are the rest.
+    fixed = 2 * kept[0] - kept[1]
+    expected = cast_bytes(model, arguments.training) + 2 * model.lm_head.weight.numel()
+    assert 0 <= fixed - expected < 2000
 
 
 def test_the_command_plans_without_weights(

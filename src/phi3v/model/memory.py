@@ -27,6 +27,7 @@ class Precision:
         rank: Rank of adapters on all products of the decoder; 0 where its weights train themselves.
         dropout_mask: Bytes of the mask of a dropped input of an adapter: 0 without dropout, 1 on a
             GPU, ``element`` on a CPU.
+        has_dora: Whether the adapters are DoRA's, which keeps both of the results that it scales.
         many_segments: Whether a row without padding runs on SDPA segment by segment, which joins
             the outputs into a copy.
     """
@@ -35,6 +36,7 @@ class Precision:
     stream: int = 2
     rank: int = 0
     dropout_mask: int = 0
+    has_dora: bool = False
     many_segments: bool = False
 
 
@@ -55,16 +57,22 @@ def layer_bytes(config: Phi3VConfig, regime: Regime, precision: Precision) -> in
         return precision.stream * hidden
     attention = size * query + WIDE * config.num_attention_heads
     adapters = 4 * size * rank
+    # What adapted products give, of a token.
+    outer = (query + 2 * key, hidden, 2 * inner, hidden)
     if regime == "selective":
         products = query + 2 * key + hidden + 2 * inner
         if rank:
-            outer = (query + 2 * key, hidden, 2 * inner, hidden)
             products += hidden + sum(width for width in outer if rank * NARROW >= width)
+        if precision.has_dora and precision.dropout_mask:
+            # The base's product is made of the dropped input, too.
+            products += sum(outer)
         return precision.stream * hidden + attention + size * products + adapters
     kept = size * (2 * hidden + (query + 2 * key) + 3 * inner)
     kept += 2 * (precision.stream * hidden + WIDE) + attention + adapters
     if precision.many_segments:
         kept += size * query
+    if precision.has_dora:
+        kept += 2 * size * sum(outer)
     if precision.dropout_mask and rank:
         # A mask for each adapter's input; the attention output is kept twice.
         kept += precision.dropout_mask * (2 * hidden + query + inner)

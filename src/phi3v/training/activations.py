@@ -16,7 +16,7 @@ from phi3v.model.recompute import Regime, set_regime
 from phi3v.training.arguments import LoraArguments, Phi3VTrainingArguments
 from phi3v.training.flags import RunArguments
 from phi3v.training.optimizer import state_bytes
-from phi3v.training.parts import VISION_SIDE, own_parameters
+from phi3v.training.parts import EMBEDDINGS, SEPARATORS, VISION_SIDE, own_parameters
 from phi3v.training.sharding import read_config, zero_stage
 
 logger = logging.getLogger(__name__)
@@ -140,6 +140,7 @@ def precision_of(model: Any, lora: LoraArguments, training: Phi3VTrainingArgumen
         stream=stream,
         rank=lora.lora_rank if adapters else 0,
         dropout_mask=int(adapters and lora.lora_dropout > 0),
+        has_dora=adapters and lora.use_dora,
         many_segments=config._attn_implementation == "sdpa",
     )
 
@@ -153,6 +154,7 @@ def static_bytes(model: Any, training: Phi3VTrainingArguments) -> int:
         count = getattr(parameter, "ds_numel", parameter.numel())
         weights += count * parameter.element_size()
         trained += count if parameter.requires_grad else 0
+    weights += cast_bytes(model, training)
     states = state_bytes(model, training)
     if stage:
         # DeepSpeed keeps float32 copies of what trains, too.
@@ -161,6 +163,20 @@ def static_bytes(model: Any, training: Phi3VTrainingArguments) -> int:
         weights // (ranks if stage == 3 else 1)
         + trained * WIDE // (ranks if stage >= 2 else 1)
         + states // (ranks if stage >= 1 else 1)
+    )
+
+
+def cast_bytes(model: Any, training: Phi3VTrainingArguments) -> int:
+    """Count the 16-bit copies of trained matrices that autocast keeps for the backward pass.
+
+    DeepSpeed and FSDP hold weights in 16 bits themselves.
+    """
+    if not (training.bf16 or training.fp16) or training.deepspeed or training.fsdp:
+        return 0
+    return sum(
+        2 * parameter.numel()
+        for _, parameter, part in own_parameters(model)
+        if parameter.requires_grad and parameter.dim() >= 2 and part not in (EMBEDDINGS, SEPARATORS)
     )
 
 

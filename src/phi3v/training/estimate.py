@@ -15,7 +15,7 @@ from phi3v.model.memory import WIDE, activation_bytes
 from phi3v.model.modeling import Phi3VForCausalLM
 from phi3v.model.recompute import Regime
 from phi3v.model.vision import CROP_BUDGET
-from phi3v.training.activations import precision_of
+from phi3v.training.activations import cast_bytes, precision_of
 from phi3v.training.adapters import add_adapters
 from phi3v.training.batching import Batch
 from phi3v.training.building import choose_kernel, compute_dtype
@@ -36,7 +36,7 @@ class Memory:
     """Bytes on one GPU.
 
     Attributes:
-        weights: Of all parameters, adapters and copies for training too.
+        weights: Of all parameters, adapters and copies for training too, those of autocast as well.
         gradients: Float32, of what trains.
         states: Of the optimizer, with the copies of DeepSpeed.
         gathered: Of two layers whose spread weights are put together.
@@ -122,6 +122,8 @@ def memory_of(
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weights = weight_bytes(model, arguments)
+    if not (strategy.spread or strategy.keeps_copies):
+        weights += cast_bytes(model, arguments.training)
     states = state_bytes(model, arguments.training) + trained * WIDE * strategy.keeps_copies
     shares = [num_gpus if strategy.spread > place else 1 for place in range(3)]
     on_gpu = 0 if strategy.offloads else 1
