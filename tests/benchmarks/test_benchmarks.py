@@ -11,6 +11,7 @@ from benchmarks.__main__ import main
 from benchmarks.arms import build, loss_of, prepare
 from benchmarks.batches import make_groups
 from benchmarks.counters import count_step, needed_flops
+from benchmarks.memory import profile
 from benchmarks.models import SIZES, model_config
 
 from phi3v.training.operations import needed_operations
@@ -63,6 +64,14 @@ def test_packs_are_balanced_by_what_a_step_needs(method: Any) -> None:
     )
     # The first product of the projection, whose input wants no gradient, is counted fully here.
     assert counted.sum() == pytest.approx(needed_flops(method, size, groups), rel=0.01)
+
+
+def test_the_profile_adds_up_to_the_peak_and_names_lines() -> None:
+    sizes = {"model_name": "quick", "batch_kind": "text-256", "num_crops": 1}
+    none, full = (profile(arm, "lora", **sizes) for arm in ("ours", "ours-full"))
+    assert sum(none["alive"].values()) == pytest.approx(none["peak_mb"])
+    assert full["peak_mb"] < none["peak_mb"]
+    assert any(line.startswith("decoder.py:") for line in none["alive"])
 
 
 @pytest.mark.slow
