@@ -153,7 +153,7 @@ FAULTS = {
     ),
     36: (
         "no length grouping, packing or caching",
-        "data/test_packing.py::test_packs_of_mixed_lengths_are_nearly_full",
+        "data/test_packing.py::test_packs_are_nearly_full",
     ),
 }
 
