@@ -14,6 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # What the fast tests run is ours; slow ones also run what other libraries leave open.
+    if "not slow" in config.option.markexpr:
+        for message, kind in (
+            ("unclosed file", "ResourceWarning"),
+            ("(?s).*unclosed file", "pytest.PytestUnraisableExceptionWarning"),
+        ):
+            config.addinivalue_line("filterwarnings", f"error:{message}:{kind}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
