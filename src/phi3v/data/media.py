@@ -45,7 +45,7 @@ _Opened = tuple[av.container.InputContainer, av.video.stream.VideoStream]
 
 
 @contextmanager
-def _opened_video(file: Path | bytes, name: str) -> Iterator[_Opened]:
+def _opened_video(file: Path | bytes, name: str, max_pixels: int) -> Iterator[_Opened]:
     # A playlist can name other files and addresses. Embedded bytes may come from strangers, so from
     # them nothing else is opened.
     allowed = {"protocol_whitelist": "" if isinstance(file, bytes) else "file"}
@@ -63,6 +63,8 @@ def _opened_video(file: Path | bytes, name: str) -> Iterator[_Opened]:
                     f"{name} has a codec that PyAV cannot decode; convert the video",
                     "not a picture or video",
                 )
+            # The header of a container may lie about its frames. Codecs round sizes up.
+            stream.codec_context.options = {"max_pixels": str(2 * max_pixels)}
             yield container, stream
     except av.error.FFmpegError as error:
         reason = error.strerror or error
@@ -93,7 +95,7 @@ def choose_frames(
         ValueError: If it is not a video or holds no frames.
     """
     file, name = locate(source, image_folder, options)
-    with _opened_video(file, name) as (container, stream):
+    with _opened_video(file, name, options.max_image_pixels) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate or DEFAULT_FRAME_RATE
         size = (stream.codec_context.width, stream.codec_context.height)
         num_frames = stream.frames or sum(
@@ -137,11 +139,11 @@ def sample_frames(
     choice = choose_frames(source, max_num_frames, frames_per_second, image_folder, options)
     file, name = locate(source, image_folder, options)
     if choice.indices[-1] >= _MIN_FRAMES_TO_SEEK:
-        with _opened_video(file, name) as opened:
+        with _opened_video(file, name, options.max_image_pixels) as opened:
             found = _seek_frames(*opened, choice.indices)
         if found is not None:
             return found
-    with _opened_video(file, name) as (container, stream):
+    with _opened_video(file, name, options.max_image_pixels) as (container, stream):
         return _decode_frames(container, stream, choice, name)
 
 

@@ -4,6 +4,7 @@ The kind is told by looking at the first bytes of a file or at what lies in a fo
 """
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def _open_mixture(path: Path, image_folder: str | Path | None, seed: int) -> Raw
     """Open a YAML list of sources."""
     try:
         items = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as YAML: {error}") from None
     if not isinstance(items, list) or not items:
         raise ValueError(
@@ -166,12 +167,15 @@ def _open_item(item: Any, number: int, file: Path, image_folder: str | Path | No
     if isinstance(item, str):
         item = {"path": item}
     if not isinstance(item, Mapping) or not isinstance(item.get("path"), str):
-        raise ValueError(f"{name} is {item!r}; expected a mapping with 'path'")
+        raise ValueError(f"{name} is {_short(item)}; expected a mapping with 'path'")
     if unknown := [key for key in item if key not in _ITEM_KEYS]:
         raise ValueError(f"{name} has {unknown[0]!r}; it may have {', '.join(_ITEM_KEYS)}")
+    for key in ("image_folder", "name", "split", "config"):
+        if not isinstance(item.get(key), str | None):
+            raise ValueError(f"{name}: {key} is {_short(item[key])}; expected a text")
     weight = item.get("weight", 1)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e6:
-        raise ValueError(f"{name}: weight is {weight!r}; expected a number above 0")
+        raise ValueError(f"{name}: weight is {_short(weight)}; expected a number above 0")
     folder = image_folder
     if item.get("image_folder") is not None:
         folder = _beside(str(item["image_folder"]), file)
@@ -184,6 +188,11 @@ def _open_item(item: Any, number: int, file: Path, image_folder: str | Path | No
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{name}: {error}") from None
     return Part(str(item.get("name", item["path"])), records, float(weight))
+
+
+def _short(value: Any) -> str:
+    """Show a value; one that refers to itself many times would fill the memory in full."""
+    return reprlib.repr(value)[:200]
 
 
 def _beside(text: str, file: Path) -> str:
