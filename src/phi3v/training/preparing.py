@@ -38,6 +38,7 @@ from phi3v.training.output import (
     write_run_files,
 )
 from phi3v.training.parts import format_table, table_of_parts
+from phi3v.training.states import check_states
 from phi3v.training.trainer import Phi3VTrainer
 
 logger = logging.getLogger(__name__)
@@ -82,8 +83,10 @@ def prepare(
     assert training.output_dir is not None
     folder = Path(training.output_dir)
     checkpoint = decided_by_first(
-        lambda: choose_checkpoint(
-            folder, training.resume_from_checkpoint, overwrite=training.overwrite_output_dir
+        lambda: check_states(
+            choose_checkpoint(
+                folder, training.resume_from_checkpoint, overwrite=training.overwrite_output_dir
+            )
         )
     )
     use_one_gpu(training)
