@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Processes on a small machine fight for cores when each of them starts one thread per core.
 test check test-slow interop: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test check fix docs test-slow test-gpu bench bench-gpu interop setup clean
+.PHONY: demo test check fix docs test-slow test-gpu bench bench-gpu interop audit setup clean
 
 demo: $(READY)
 	$(BIN)/phi3v demo
@@ -57,6 +57,14 @@ bench: $(READY)
 # Needs an NVIDIA GPU.
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.gpu --out output/gpu
+
+# Asks the advisory database on the web about all that is installed; an audit that cannot ask fails.
+audit: $(READY)
+	$(BIN)/python -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	.venv/audit/bin/pip-audit --strict --skip-editable --path \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || \
+		{ echo "audit: a package has a known fault, or the advisory database cannot be asked (see above)"; exit 1; }
 
 # Hooks are a convenience: a checkout without git, or with a hooks path of its own, is set up without them.
 setup: $(READY)
