@@ -125,7 +125,21 @@ def test_too_few_samples_for_the_processes_are_refused():
         plan_packs(np.array([1, 2, 3]), 10, seed=0, num_ranks=4)
 
 
+class Letters(list):
+    def stand_in(self):
+        return "nothing"
+
+
+def test_samples_that_fill_a_pack_each_are_shared_out_over_more_processes():
+    lengths = np.full(5, 100)
+    packs = plan_packs(lengths, 50, seed=0, num_ranks=4)
+    assert sorted(packs.sums(lengths).tolist()) == [0, 0, 0, 100, 100, 100, 100, 100]
+    dataset = PackedDataset(Letters("abcde"), packs)
+    items = [group for index in range(len(dataset)) for group in dataset[index]]
+    assert sorted(items) == [["a"], ["b"], ["c"], ["d"], ["e"], *[["nothing"]] * 3]
+
+
 def test_an_item_holds_the_examples_of_its_groups():
     packs = Packs(np.array([1, 0]), np.array([0, 1, 2]))
-    dataset = PackedDataset(["a", "b", "c"], packs, [[0, 2], [1]])
+    dataset = PackedDataset(Letters("abc"), packs, [[0, 2], [1]])
     assert [dataset[index] for index in range(len(dataset))] == [[["b"]], [["a", "c"]]]

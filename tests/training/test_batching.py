@@ -10,6 +10,12 @@ from tests.training.conftest import Run, record
 from tests.training.test_datasets import vanish_after_check
 from torch.testing import assert_close
 
+from phi3v.model.loading import load_config, load_processor
+from phi3v.training.arguments import Phi3VTrainingArguments
+from phi3v.training.batching import pack_training_set
+from phi3v.training.datasets import build_datasets
+from phi3v.training.flags import parse_arguments
+
 pytestmark = pytest.mark.slow
 
 ALL_IN_ONE = [
@@ -110,3 +116,18 @@ def test_a_packed_run_is_resumed_in_the_middle_of_an_epoch(start: Callable[..., 
 def test_sharing_without_packing_is_refused(start: Callable[..., Run]) -> None:
     with pytest.raises(ValueError, match="--share_images needs --packing"):
         start("--share_images", "True")
+
+
+def test_no_pack_of_several_a_batch_is_trained_twice(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*flags, "--output_dir", str(tmp_path / "out"), "--packing", "--pack_tokens", "1000"]
+    arguments, _ = parse_arguments([*words, "--per_device_train_batch_size", "2"])
+    dataset, _ = build_datasets(arguments.data, load_processor(arguments.model.model_id))
+    config = load_config(arguments.model.model_id)
+    monkeypatch.setattr(Phi3VTrainingArguments, "world_size", 3)
+    packs = pack_training_set(dataset, config, arguments)
+    assert len(packs) == 3 * 2
+    monkeypatch.setattr(Phi3VTrainingArguments, "world_size", 7)
+    # Eight samples are too few for 7 x 2 packs.
+    assert len(pack_training_set(dataset, config, arguments)) == 7

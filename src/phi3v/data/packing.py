@@ -42,7 +42,8 @@ class Packs:
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Add a value of every unit (U,) up over each pack; (K,)."""
-        return np.add.reduceat(values[self.units], self.bounds[:-1])
+        totals = np.concatenate([[0], np.cumsum(values[self.units])])
+        return np.diff(totals[self.bounds])
 
 
 def plan_packs(lengths: np.ndarray, pack_tokens: int, *, seed: int, num_ranks: int = 1) -> Packs:
@@ -56,7 +57,8 @@ def plan_packs(lengths: np.ndarray, pack_tokens: int, *, seed: int, num_ranks: i
         lengths: int (U,) tokens of every unit.
         pack_tokens: Room of a pack.
         seed: Decides which units meet in a window; the same seed gives the same packs.
-        num_ranks: The number of packs is made a multiple of it, by splitting packs.
+        num_ranks: The number of packs is made a multiple of it, by splitting packs; where all hold
+            one unit, by empty ones.
 
     Raises:
         ValueError: There are fewer units than ranks.
@@ -119,7 +121,10 @@ def _best_subset(sizes: list[int], room: int) -> list[int]:
 
 
 def _split_to_multiple(packs: list[list[int]], num_ranks: int) -> None:
-    """Split the packs with the most units until their number is a multiple."""
+    """Split the packs with the most units until their number is a multiple.
+
+    A pack of one unit leaves an empty one behind.
+    """
     while len(packs) % num_ranks:
         largest = max(range(len(packs)), key=lambda index: len(packs[index]))
         pack = packs[largest]
@@ -153,9 +158,13 @@ def balanced_order(
 class _Examples(Protocol):
     def __getitem__(self, position: int) -> Example: ...
 
+    def stand_in(self) -> Example: ...
+
 
 class PackedDataset(Dataset[list[list[Example]]]):
     """Packs of a data set; an item is a list of groups of examples with a common beginning.
+
+    An empty pack holds an example that trains nothing.
 
     Args:
         dataset: Gives single examples.
@@ -185,6 +194,8 @@ class PackedDataset(Dataset[list[list[Example]]]):
 
     def __getitem__(self, pack: int) -> list[list[Example]]:
         units = self.packs[pack].tolist()
+        if not units:
+            return [[self.dataset.stand_in()]]
         groups = [[unit] if self.groups is None else self.groups[unit] for unit in units]
         return [[self.dataset[position] for position in group] for group in groups]
 

@@ -45,7 +45,8 @@ def pack_training_set(
             trains.
 
     Returns:
-        Packs as a data set; their number is a multiple of the number of processes.
+        Packs as a data set; on several processes their number is a multiple of those that run side
+        by side, if there are samples enough.
     """
     training = arguments.training
     lengths = np.array(dataset.lengths(), dtype=np.int64)
@@ -58,9 +59,12 @@ def pack_training_set(
             max_branches=training.max_branches,
             rotary_switch=config.original_max_position_embeddings,
         )
-    packs = plan_packs(
-        tokens, training.pack_tokens, seed=training.seed, num_ranks=training.world_size
-    )
+    multiple = training.world_size
+    if multiple > 1:
+        # Batches on all processes: the library would fill the last ones up with packs once more.
+        size = training.per_device_train_batch_size
+        multiple *= size if len(tokens) >= multiple * size else 1
+    packs = plan_packs(tokens, training.pack_tokens, seed=training.seed, num_ranks=multiple)
     parts = plan_parts(arguments.model, arguments.lora)
     units = _sizes_of_units(dataset, groups, tokens)
     keeps_features = arguments.data.cache_vision is not None
