@@ -1,13 +1,15 @@
 """Kill training, merging and indexing at random moments, and check that nothing is lost.
 
     python -m tools.kill_runs --runs 60 --seed 1
+    python -m tools.kill_runs --runs 10 --deepspeed scripts/zero3.json
 
 Runs of a tiny model on the CPU, with one and with two processes, are killed by SIGKILL: half of the
 kills come at a random time, half before a random step on the disk. A killed run is started again by
 the same command until it is finished; then its losses, norms of gradients, learning rates and
 weights must be those of an unbroken run, bit for bit. After every kill, whatever bears the name of
 a checkpoint must be readable. Merging and indexing are killed in between. With --cache_vision, the
-killed runs fill a cache of features that the unbroken ones do without. Status 1: a fault.
+killed runs fill a cache of features that the unbroken ones do without. DeepSpeed
+compiles an operator the first time, which takes minutes. Status 1: a fault.
 """
 
 import argparse
@@ -32,7 +34,7 @@ from tests.training.killing import (
     child,
     kill_at_step,
 )
-from tests.training.launching import write_mixed_data
+from tests.training.launching import compile_deepspeed_op, write_mixed_data
 
 from phi3v.data.records import read_record
 from phi3v.data.sources import open_records
@@ -65,6 +67,7 @@ class Harness:
 
     def __init__(self, folder: Path, seed: int, *, caches: bool = False) -> None:
         self.folder = folder
+        self.more: list[str] = []  # flags of all runs
         self.caches = caches
         self.random = random.Random(seed)
         self.counts: Counter[str] = Counter()
@@ -89,7 +92,7 @@ class Harness:
             *("--lora_enable", "True", "--lora_rank", "4", "--lora_dropout", "0.1"),
             *("--lora_namespan_exclude", "['lm_head', 'embed_tokens']"),
             *("--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "2"),
-            *("--output_dir", str(output), "--resume_from_checkpoint", "auto"),
+            *("--output_dir", str(output), "--resume_from_checkpoint", "auto", *self.more),
         ]
 
     def start(self, output: Path, processes: int, before: Work) -> list[int]:
@@ -213,19 +216,23 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="decides the moments")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="of a run")
     parser.add_argument("--cache_vision", action="store_true", help="keep features of a tower")
+    parser.add_argument("--deepspeed", help="configuration of DeepSpeed, for two processes")
     parser.add_argument("--folder", type=Path, help="scratch folder; default: a temporary one")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     kills = finished = 0
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         harness = Harness(Path(folder), arguments.seed, caches=arguments.cache_vision)
+        if arguments.deepspeed:
+            harness.more, arguments.processes = ["--deepspeed", arguments.deepspeed], [2]
+            compile_deepspeed_op()
         while kills < arguments.runs:
             processes = arguments.processes[finished % len(arguments.processes)]
             output = Path(folder) / f"run{finished}"
             is_finished = harness.kill_training(output, processes)
             finished += is_finished
             kills += not is_finished
-            if harness.random.random() < 0.2:
+            if not harness.more and harness.random.random() < 0.2:
                 harness.kill_merge()
                 harness.kill_index()
     for place, count in sorted(harness.counts.items()):
