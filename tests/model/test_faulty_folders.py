@@ -107,6 +107,8 @@ def test_a_link_to_weights_elsewhere_is_followed(folder: Path) -> None:
         ({"vocab_size": 10**12}, "other shapes than its config.json"),
         ({"num_hidden_layers": 1000}, "the files hold 2 layers"),
         ({"num_hidden_layers": 10**12}, "must be at most 1024"),
+        ({"rope_theta": 10**30}, "rope_theta must be a number above 0"),
+        ({"original_max_position_embeddings": 10**30}, "must be a positive whole number"),
     ],
 )
 def test_a_config_takes_no_memory_for_what_is_not_stored(

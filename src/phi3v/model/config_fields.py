@@ -14,7 +14,8 @@ def is_number(value: object, *, above: float = -inf, below: float = inf) -> bool
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and isfinite(value)
+        # Larger whole numbers fit into no tensor, and some not even into a float.
+        and (abs(value) < 2**63 if isinstance(value, int) else isfinite(value))
         and above < value < below
     )
 

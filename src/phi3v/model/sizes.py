@@ -25,7 +25,7 @@ def check_whole_numbers(owner: object, names: Iterable[str], *, where: str) -> N
     """
     for name in names:
         value = getattr(owner, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**63:
             raise ValueError(f"{where}: {name} must be a positive whole number, found {value!r}")
         if name == "num_hidden_layers" and value > _MOST_LAYERS:
             raise ValueError(f"{where}: {name} must be at most {_MOST_LAYERS}, found {value}")
