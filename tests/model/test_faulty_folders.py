@@ -219,6 +219,14 @@ def test_json_that_is_no_tokenizer_is_named(folder: Path) -> None:
         load_processor(folder)
 
 
+def test_rules_that_name_absent_tokens_are_refused(folder: Path) -> None:
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    rules["post_processor"]["special_tokens"] = {}
+    edit(folder / "tokenizer.json", post_processor=rules["post_processor"])
+    with pytest.raises(ValueError, match="describes no tokenizer"):
+        load_processor(folder)
+
+
 def test_flash_attention_without_its_package_is_named(folder: Path) -> None:
     with pytest.raises(ValueError, match="flash_attention_2 needs flash-attn"):
         load_model(folder, attn_implementation="flash_attention_2")

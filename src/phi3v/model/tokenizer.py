@@ -81,6 +81,8 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerFast:
     # the vocabulary with another normaliser, unless a model type in config.json tells it better.
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **kwargs)
+        # Rules that name tokens which are not there panic only when they are used.
+        tokenizer.decode(tokenizer("What is it?", padding=False, truncation=False)["input_ids"])
     except (OSError, KeyboardInterrupt, SystemExit):
         raise
     # The tokenizers library raises the bare class for whatever it cannot read, and its panics are
