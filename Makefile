@@ -12,9 +12,9 @@ SOURCES := src tests docs $(wildcard benchmarks tools)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Processes on a small machine fight for cores when each of them starts one thread per core.
-test check test-slow interop: export OMP_NUM_THREADS := 1
+test check test-slow test-oldest test-newest interop: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test check fix docs test-slow test-gpu bench bench-gpu interop audit setup clean
+.PHONY: demo test check fix docs test-slow test-gpu test-oldest test-newest bench bench-gpu interop audit setup clean
 
 demo: $(READY)
 	$(BIN)/phi3v demo
@@ -44,6 +44,11 @@ test-slow: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
+
+# The fast tests with other releases, which lie over the packages of .venv: torch is installed once.
+test-oldest test-newest: test-%: $(READY)
+	$(BIN)/python tools/version_env.py $*
+	.venv-$*/bin/python -m pytest -q
 
 # With vLLM too, which takes 3.4 GB.
 interop: $(READY)
@@ -79,5 +84,5 @@ $(READY): requirements.txt requirements-extras.txt requirements-dev.txt pyprojec
 	@touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv .venv-oldest .venv-newest .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +

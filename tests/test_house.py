@@ -5,6 +5,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -42,6 +43,33 @@ def test_pins_satisfy_the_ranges(file_name: str, declared: dict[str, Requirement
 
 def test_every_core_dependency_is_pinned() -> None:
     assert set(CORE) <= set(read_pins("requirements.txt"))
+
+
+def test_the_oldest_releases_tested_are_the_lower_bounds() -> None:
+    oldest = read_pins("tests/constraints/oldest.txt")
+    # Another torch would be another download of gigabytes.
+    for name in CORE.keys() - {"torch"}:
+        (bound,) = [each for each in CORE[name].specifier if each.operator == ">="]
+        (pin,) = oldest[name].specifier
+        assert Version(bound.version) == Version(pin.version), f"{CORE[name]}, {oldest[name]}"
+
+
+def test_the_newest_releases_tested_are_those_of_the_pins_or_newer() -> None:
+    newest = read_pins("tests/constraints/newest.txt")
+    for name, pin in read_pins("requirements.txt").items():
+        if name != "torch":
+            (tested,), (pinned,) = newest[name].specifier, pin.specifier
+            assert Version(tested.version) >= Version(pinned.version), f"{newest[name]}, {pin}"
+            assert CORE[name].specifier.contains(tested.version), f"{newest[name]}, {CORE[name]}"
+
+
+def test_the_readme_names_the_releases_tested() -> None:
+    files = ("tests/constraints/oldest.txt", "requirements.txt", "tests/constraints/newest.txt")
+    columns = [read_pins(file) for file in files]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in CORE.keys() - {"torch"}:
+        versions = [str(pins[name].specifier).removeprefix("==") for pins in columns]
+        assert f"| {' | '.join([name, *versions])} |" in readme, f"{name}: {versions}"
 
 
 def test_every_tool_is_pinned() -> None:

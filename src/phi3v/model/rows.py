@@ -120,11 +120,12 @@ def causal_mask(
     if attention_mask is not None and attention_mask.dim() == 4:
         return attention_mask
     past = past_key_values.get_seq_length() if past_key_values is not None else 0
+    # By place: the cache has another name since transformers 5.24.
     return create_causal_mask(
-        config=config,
-        inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask,
-        past_key_values=past_key_values,
+        config,
+        inputs_embeds,
+        attention_mask,
+        past_key_values,
         position_ids=position_ids,
         and_mask_function=_window(config, past + inputs_embeds.shape[1]),
     )
