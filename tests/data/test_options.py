@@ -35,7 +35,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     Image.effect_noise((40, 30), 60).convert("RGB").save(tmp_path / "a.png")
     (tmp_path / "empty.png").write_bytes(b"")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path)))
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
