@@ -9,6 +9,7 @@ import torch
 from transformers import TextIteratorStreamer, TextStreamer
 
 from phi3v import Phi3VForCausalLM, Phi3VProcessor
+from phi3v.model.generation import CACHE_ARGUMENT
 
 Make = Callable[..., Phi3VForCausalLM]
 # Nothing but the length stops a run.
@@ -113,7 +114,7 @@ def test_a_cache_of_the_first_tokens_changes_nothing(
         use_cache=True,
     ).past_key_values
     # On the way, the shorter prompt passes the switch, where all of it is encoded again.
-    found = model.generate(**inputs, **FREE, max_new_tokens=24, past_key_values=cache)
+    found = model.generate(**inputs, **FREE, max_new_tokens=24, **{CACHE_ARGUMENT: cache})
     assert found[0, ids.shape[1] :].tolist() == alone[row]
 
 

@@ -9,6 +9,7 @@ from tests.model.graphs import compiling, graphs, note_graph
 from transformers import StaticCache
 
 from phi3v import Phi3VForCausalLM
+from phi3v.model.generation import CACHE_ARGUMENT
 
 Make = Callable[..., Phi3VForCausalLM]
 FREE: dict[str, Any] = {"do_sample": False, "eos_token_id": None}
@@ -87,7 +88,7 @@ def test_the_default_compiler_writes_the_same_answers(make_model: Make) -> None:
     torch._dynamo.utils.counters.clear()
     for num_tokens in (4, 12):
         cache = StaticCache(config=model.config, max_cache_len=64)
-        options = FREE | {"max_new_tokens": num_tokens, "past_key_values": cache}
+        options = FREE | {"max_new_tokens": num_tokens, CACHE_ARGUMENT: cache}
         found = model.generate(**inputs, **options, compile_config=config)
         assert found.tolist() == expected[:, : 17 + num_tokens].tolist()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

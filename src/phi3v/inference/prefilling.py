@@ -15,6 +15,7 @@ from transformers import Cache, DynamicCache, StaticCache
 
 from phi3v.inference.prefixes import Prefix, PrefixCache, regime
 from phi3v.inference.prompts import PreparedPicture, PreparedPrompt, join_prompts
+from phi3v.model.generation import CACHE_ARGUMENT
 
 Layers = list[tuple[Tensor, ...]]
 # Static caches have a multiple of so many tokens.
@@ -107,7 +108,7 @@ def prefill(
         length = -(-num_columns // STATIC_STEP) * STATIC_STEP
         cache = StaticCache(config=model.config, max_cache_len=length)
     _join_rows(rows, cache)
-    inputs["past_key_values"] = cache
+    inputs[CACHE_ARGUMENT] = cache
     shown = [image_embeds[picture.digest] for one in prompts for picture in one.pictures]
     if shown:
         # Read again only where an answer passes the rotary switch.

@@ -29,7 +29,7 @@ class Phi3VPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Phi3VDecoderLayer", "CLIPEncoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     # The original's second name of the token table, and buffers of older releases: absent from the
     # published files, present in pickled ones.
     _keys_to_ignore_on_load_unexpected = [

@@ -1,19 +1,25 @@
 """What generation needs beyond the library: stop ids, images, the rotary switch.
 
-Pictures are encoded once for an answer, whatever becomes of the cache. Letters: B rows, T tokens, M
-image tokens, H hidden size.
+Pictures are encoded once for an answer, whatever becomes of the cache. transformers calls the cache
+``past_key_values`` up to 5.23 and ``cache`` from 5.24 on; the model takes the first, and what the
+library calls takes both. Letters: B rows, T tokens, M image tokens, H hidden size.
 """
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, GenerationMixin
 
 from phi3v.model.configuration import Phi3VConfig
 from phi3v.model.rotary import rotary_tables
 from phi3v.model.rows import causal_mask
 from phi3v.model.vision import check_image_tokens
+
+_NAMES = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+# What ``generate`` calls a cache that it starts from.
+CACHE_ARGUMENT = "cache" if "cache" in _NAMES else "past_key_values"
 
 
 class Phi3VGenerationMixin:
@@ -80,8 +86,9 @@ class Phi3VGenerationMixin:
         config: Phi3VConfig,
         inputs_embeds: Tensor,
         attention_mask: Tensor | None,
-        past_key_values: Cache | None,
+        past_key_values: Cache | None = None,
         position_ids: Tensor | None = None,
+        cache: Cache | None = None,
         **_: Any,
     ) -> Any:
         """Make the mask of a step with a static cache; the library's own has one per layer type."""
@@ -89,7 +96,7 @@ class Phi3VGenerationMixin:
             config,
             inputs_embeds,
             attention_mask,
-            past_key_values=past_key_values,
+            past_key_values=past_key_values if cache is None else cache,
             position_ids=position_ids,
         )
 
@@ -101,6 +108,7 @@ class Phi3VGenerationMixin:
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         is_first_iteration: bool | None = False,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Prepare one step; before the step in which a row passes the rotary switch, encode again.
@@ -111,6 +119,7 @@ class Phi3VGenerationMixin:
 
         A first step with a cache reads only the images behind what is cached.
         """
+        past_key_values = past_key_values if cache is None else cache
         lengths = (
             attention_mask.sum(dim=-1, keepdim=True)
             if attention_mask is not None and attention_mask.dim() == 2
@@ -135,13 +144,15 @@ class Phi3VGenerationMixin:
             kwargs["image_embeds"] = self._embeds_of(input_ids, new, image_embeds)
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,
-            next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
+            next_sequence_length,
+            past_key_values,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
+        if "cache" in inputs:
+            inputs["past_key_values"] = inputs.pop("cache")
         if past_key_values is not None and past_key_values.is_compileable:
             # Made here, since they begin with constants of the host: a compiled step with those
             # cannot be recorded on a GPU.
