@@ -168,7 +168,7 @@ def test_checkpointing_changes_no_gradient(
 ) -> None:
     batch = supervised(processor, pictures)
     plain, checkpointed = make_model().train(), make_model().train()
-    checkpointed.activation_checkpointing_enable({"use_reentrant": reentrant})
+    checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
     if reentrant:
         # Reentrant checkpoints need an input with a gradient.
         checkpointed.enable_input_require_grads()
@@ -196,7 +196,7 @@ def test_checkpointing_works_over_frozen_embeddings(
 ) -> None:
     batch = supervised(processor, pictures)
     models = make_model().train(), make_model().train()
-    models[1].activation_checkpointing_enable()
+    models[1].gradient_checkpointing_enable()
     for model in models:
         model.requires_grad_(False)
         model.model.layers[0].self_attn.qkv_proj.requires_grad_(True)
