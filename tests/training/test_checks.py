@@ -36,6 +36,7 @@ def check(*words: str) -> list[str]:
         ("--per_device_train_batch_size 0", ["--per_device_train_batch_size"]),
         ("--per_device_eval_batch_size -1", ["--per_device_eval_batch_size"]),
         ("--gradient_accumulation_steps 0", ["--gradient_accumulation_steps"]),
+        ("--num_train_epochs 0", ["--num_train_epochs", "--max_steps"]),
         ("--lora_rank 0", ["--lora_rank"]),
         ("--lora_dropout 1", ["--lora_dropout"]),
         ("--num_crops 17", ["--num_crops"]),
@@ -52,6 +53,17 @@ def test_contradiction_names_all_flags(words: str, named: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
         check(*words.split())
     assert [flag for flag in named if flag not in str(caught.value)] == []
+
+
+def test_answers_of_a_model_that_the_launcher_shards_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = "--eval_generate --eval_data_path x --eval_strategy steps"
+    check(*words.split())
+    # As `accelerate launch --config_file scripts/fsdp2.yaml` sets it.
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="--eval_generate contradicts FSDP"):
+        check(*words.split())
 
 
 def test_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,7 @@ def cast_bytes(model: Any, training: Phi3VTrainingArguments) -> int:
 
     DeepSpeed and FSDP hold weights in 16 bits themselves.
     """
-    if not (training.bf16 or training.fp16) or training.deepspeed or training.fsdp:
+    if not (training.bf16 or training.fp16) or training.deepspeed or training.is_under_fsdp:
         return 0
     return sum(
         2 * parameter.numel()

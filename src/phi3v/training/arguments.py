@@ -3,6 +3,7 @@
 Each field's help text is what ``phi3v train --help`` prints.
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -232,3 +233,9 @@ class Phi3VTrainingArguments(TrainingArguments):
     prediction_loss_only: bool = field(
         default=True, metadata={"help": "Evaluation keeps the loss only."}
     )
+
+    @property
+    def is_under_fsdp(self) -> bool:
+        """Whether FSDP shards the model, by ``--fsdp`` or by accelerate's launcher."""
+        by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        return bool(self.fsdp) or by_launcher

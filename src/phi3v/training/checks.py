@@ -152,6 +152,11 @@ def _check_library_settings(data: DataArguments, training: Phi3VTrainingArgument
         raise ValueError(f"--eval_strategy {strategy} needs --eval_data_path")
     if training.share_images and not training.packing:
         raise ValueError("--share_images needs --packing True")
+    if training.num_train_epochs <= 0 and training.max_steps <= 0:
+        raise ValueError(
+            f"--num_train_epochs is {training.num_train_epochs:g}, expected more than 0, or "
+            "--max_steps: nothing would be trained"
+        )
     for flag, value in (
         ("per_device_train_batch_size", training.per_device_train_batch_size),
         ("per_device_eval_batch_size", training.per_device_eval_batch_size),
@@ -204,9 +209,9 @@ def _check_eval_generate(data: DataArguments, training: Phi3VTrainingArguments) 
         raise ValueError("--eval_generate needs --eval_data_path")
     if training.eval_strategy == "no":
         raise ValueError("--eval_generate contradicts --eval_strategy no; leave one of both out")
-    if training.fsdp:
+    if training.is_under_fsdp:
         raise ValueError(
-            "--eval_generate contradicts --fsdp: a model in shards cannot generate between two "
+            "--eval_generate contradicts FSDP: a model in shards cannot generate between two "
             "steps; score the result by phi3v evaluate"
         )
     for flag in ("eval_generate_samples", "eval_generate_tokens"):

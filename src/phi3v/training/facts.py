@@ -69,7 +69,7 @@ def gather_facts(arguments: RunArguments, records: RawRecords | None) -> dict[st
         records: The training records; None where they are streamed.
     """
     training = arguments.training
-    sharded = training.deepspeed or training.fsdp
+    sharded = training.deepspeed or training.is_under_fsdp
     return {
         "format": _FORMAT,
         "versions": {"phi3v": __version__} | {name: _version(name) for name in _PACKAGES},

@@ -1,7 +1,6 @@
 """``--cache_vision``: where the tower's features go, and how they get there."""
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -188,10 +187,8 @@ def check_feature_cache(
             "every step; freeze it, or leave the cache out"
         )
     sharded = training.deepspeed and zero_stage(read_config(str(training.deepspeed))) == 3
-    # Where accelerate's launcher shards, no flag says so.
-    fsdp = training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if sharded or fsdp:
-        why = "FSDP" if fsdp else "--deepspeed with ZeRO-3"
+    if sharded or training.is_under_fsdp:
+        why = "FSDP" if training.is_under_fsdp else "--deepspeed with ZeRO-3"
         raise ValueError(
             f"--cache_vision contradicts {why}: processes that share a tower must all run it; "
             "take ZeRO-2, or leave the cache out"
