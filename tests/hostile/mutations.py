@@ -2,6 +2,8 @@
 
 import copy
 import json
+import zipfile
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -62,6 +64,15 @@ EXTRA = [
     *("target_parameters", "runtime_config", "lora_bias", "use_qalora", "qalora_group_size"),
     *("__metadata__", "__class__", "weight_map", "metadata"),
 ]
+
+
+def compress(file: Path) -> None:
+    """Compress the members of a pickle of torch, which never does so itself."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tests.hostile.mutations import compress
 
 from phi3v import load_model, load_processor
 from phi3v.model.tiny import write_tiny_checkpoint
@@ -192,11 +192,7 @@ def test_a_pickle_that_grows_is_refused(folder: Path, bomb: str) -> None:
     repeated = {"lm_head.weight": torch.zeros(1).expand(10**6, shape[1])}
     torch.save(weights | (repeated if bomb == "repeated" else {}), file)
     if bomb == "compressed":
-        with zipfile.ZipFile(file) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()}
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in members.items():
-                archive.writestr(name, content)
+        compress(file)
     with pytest.raises(ValueError, match="do not trust its source"):
         load_model(folder)
 

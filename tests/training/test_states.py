@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from tests.hostile.mutations import damaged_bytes, damaged_json
+from tests.hostile.mutations import compress, damaged_bytes, damaged_json
 from transformers import TrainerState
 
 from phi3v.cli import main
@@ -100,12 +99,7 @@ def test_a_sharded_state_is_refused(checkpoint: Path) -> None:
 
 
 def test_a_compressed_state_is_refused(checkpoint: Path) -> None:
-    file = checkpoint / "optimizer.pt"
-    with zipfile.ZipFile(file) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
+    compress(checkpoint / "optimizer.pt")
     with pytest.raises(ValueError, match="do not trust its source"):
         check_states(str(checkpoint))
 
