@@ -44,6 +44,20 @@ def test_two_gigabytes_are_refused_before_they_are_read(url: str) -> None:
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "too_large"
 
 
+@pytest.mark.parametrize("length", [f"Content-Length: {3 * MIB}", "Transfer-Encoding: chunked"])
+def test_a_client_that_sends_all_before_it_reads_is_told(url: str, length: str) -> None:
+    """A connection that is closed over unread bytes is reset, and the answer lost with it."""
+    with connect(url) as connection:
+        connection.sendall(head(length))
+        for _ in range(48):
+            piece = b" " * 65536
+            connection.sendall(b"10000\r\n" + piece + b"\r\n" if "chunked" in length else piece)
+        time.sleep(0.2)
+        answer = b"".join(iter(lambda: connection.recv(4000), b""))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "too_large"
+
+
 def test_a_body_of_unknown_length_is_refused_where_it_grows_too_large(url: str) -> None:
     sent = 0
     with connect(url) as connection:

@@ -31,6 +31,11 @@ _POLICY = {
 }
 
 
+# What is still read of a request that is refused: bodies of the largest size, and a pause in them.
+_DISCARDED_BODIES = 4
+_IDLE_SECONDS = 1.0
+
+
 @dataclass(frozen=True)
 class Bounds:
     """Limits of requests.
@@ -107,7 +112,7 @@ class Guard:
             return
         headers = {key.decode("latin-1").lower(): value for key, value in scope["headers"]}
         if refusal := self._look_at(scope, headers):
-            await _send_refusal(send, refusal)
+            await self._refuse(receive, send, refusal)
             return
         watch = _Watch(self, receive, send)
         try:
@@ -118,7 +123,32 @@ class Guard:
         finally:
             self._open_bytes -= watch.counted
         if watch.refusal is not None and not watch.started:
-            await _send_refusal(send, watch.refusal)
+            await self._refuse(receive, send, watch.refusal)
+
+    async def _refuse(self, receive: Receive, send: Send, refusal: Refusal) -> None:
+        logging.getLogger(__name__).info("%d %s", refusal.status, refusal.message)
+        body = json.dumps(refusal.body()).encode()
+        headers = _encode(refusal.headers() | {"content-length": str(len(body))})
+        await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        await self._discard(receive)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _discard(self, receive: Receive) -> None:
+        """Take what a client still sends, within bounds.
+
+        A connection that is closed over unread bytes is reset, and the client loses the answer.
+        """
+        left = _DISCARDED_BODIES * self._bounds.max_body_bytes
+        until = asyncio.get_running_loop().time() + self._bounds.body_seconds
+        more = True
+        while more and left > 0 and asyncio.get_running_loop().time() < until:
+            try:
+                message = await asyncio.wait_for(receive(), _IDLE_SECONDS)
+            except TimeoutError:
+                return
+            left -= len(message.get("body", b""))
+            more = message.get("more_body", False)
 
     def _look_at(self, scope: Scope, headers: dict[str, bytes]) -> Refusal | None:
         path = scope["path"]
@@ -197,20 +227,6 @@ class _Watch:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *_encode(_POLICY)]
             await self._send(message)
-
-
-async def _send_refusal(send: Send, refusal: Refusal) -> None:
-    logging.getLogger(__name__).info("%d %s", refusal.status, refusal.message)
-    body = json.dumps(refusal.body()).encode()
-    headers = refusal.headers() | {"content-length": str(len(body))}
-    await send(
-        {
-            "type": "http.response.start",
-            "status": refusal.status,
-            "headers": _encode(headers),
-        }
-    )
-    await send({"type": "http.response.body", "body": body})
 
 
 def _encode(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
