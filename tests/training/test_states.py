@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from hypothesis import HealthCheck, given, settings
 from tests.hostile.mutations import compress, damaged_bytes, damaged_json
 from transformers import TrainerState
@@ -65,6 +67,42 @@ def test_a_pickle_with_code_is_refused_and_not_run(checkpoint: Path, name: str, 
     with pytest.raises(ValueError, match=message):
         check_states(str(checkpoint))
     assert not Path("harm").exists()
+
+
+class Stage:
+    """Pickled as a member of an enumeration is by Python before 3.11.4."""
+
+    def __init__(self, name: str = "gradients", enum: Any = ZeroStageEnum) -> None:
+        self.found = (enum, name)
+
+    def __reduce__(self) -> Any:
+        return (getattr, self.found)
+
+
+def save_stages(checkpoint: Path, *stages: Stage) -> None:
+    torch.save(list(stages), checkpoint / "global_step3" / "rank_0_optim_states.pt")
+
+
+def test_a_stage_of_deepspeed_passes_in_the_form_of_any_python(checkpoint: Path) -> None:
+    save_stages(checkpoint, Stage())
+    assert check_states(str(checkpoint)) == str(checkpoint)
+    torch.save([ZeroStageEnum.weights], checkpoint / "global_step3" / "rank_0_optim_states.pt")
+    assert check_states(str(checkpoint)) == str(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [Stage("__class__")],
+        [Stage("gradients", LossScaler)],
+        [Stage(), Stage("__init__", LossScaler)],
+        [Stage("__init__", LossScaler), Stage()],
+    ],
+)
+def test_any_other_look_up_is_refused(checkpoint: Path, stages: list[Stage]) -> None:
+    save_stages(checkpoint, *stages)
+    with pytest.raises(ValueError, match=r"asks for builtins\.getattr"):
+        check_states(str(checkpoint))
 
 
 def test_the_command_says_so_in_a_line(
