@@ -32,6 +32,7 @@ from tests.training.killing import (
     check_entries,
     check_same_run,
     child,
+    end_of,
     kill_at_step,
 )
 from tests.training.launching import compile_deepspeed_op, write_mixed_data
@@ -138,7 +139,7 @@ class Harness:
             raise AssertionError(f"{output}: an unbroken run hangs")
         odd = [s for s in statuses.values() if s not in (0, signal.SIGKILL)]
         if odd and signal.SIGKILL not in statuses.values():
-            raise AssertionError(f"{output}: status {odd}, see {output.with_suffix('.log')}")
+            raise AssertionError(f"{output}: status {odd}:\n{end_of(output.with_suffix('.log'))}")
         return not any(statuses.values())
 
     def unbroken(self, processes: int) -> Path:
@@ -147,7 +148,7 @@ class Harness:
         if not output.exists():
             started = time.monotonic()
             if not self.run(output, processes, None):
-                raise AssertionError(f"{output} failed, see {output.with_suffix('.log')}")
+                raise AssertionError(f"{output} failed:\n{end_of(output.with_suffix('.log'))}")
             self.seconds[processes] = time.monotonic() - started
         return output
 
@@ -206,7 +207,7 @@ class Harness:
         one = child(quiet, log, {}, lambda: kill_at_step(target.parent, step))
         status = os.waitpid(one, 0)[1]
         if status not in (0, signal.SIGKILL):
-            raise AssertionError(f"status {status}, see {log}")
+            raise AssertionError(f"{target}: status {status}:\n{end_of(log)}")
 
 
 def main() -> int:

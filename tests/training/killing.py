@@ -88,6 +88,11 @@ def child(work: Work, log: Path, environment: dict[str, str], before: Work) -> i
     os._exit(status)
 
 
+def end_of(log: Path) -> str:
+    """The last lines that a run wrote, for the message of a fault."""
+    return log.read_text(encoding="utf-8", errors="replace")[-3000:]
+
+
 def check_checkpoints(output: Path) -> None:
     """Read everything that bears the name of a checkpoint, without the help of the manifest."""
     for checkpoint in checkpoints_of(output):
