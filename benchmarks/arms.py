@@ -18,7 +18,7 @@ from phi3v.data.collator import pack_row
 from phi3v.data.encoding import Example
 from phi3v.model.configuration import Phi3VConfig
 from phi3v.model.recompute import Regime, set_regime
-from phi3v.training.adapters import add_adapters, lora_config
+from phi3v.training.adapters import add_adapters, fuse_products, lora_config
 from phi3v.training.arguments import LoraArguments, ModelArguments
 from phi3v.training.parts import cast_parts, freeze_parts, plan_parts
 
@@ -68,6 +68,8 @@ def build(
     cast_parts(model, dtype)
     if arm in _REGIMES:
         set_regime(model, _REGIMES[arm])
+    if arm.startswith("ours") and method == "lora":
+        fuse_products(model, in_place=arm != "ours-selective")
     return model, config
 
 

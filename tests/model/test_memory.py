@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from phi3v import Phi3VForCausalLM
 from phi3v.model.memory import Precision, activation_bytes, layer_bytes, tower_layer_bytes
 from phi3v.model.recompute import set_regime
+from phi3v.training.adapters import fuse_products
 
 Make = Callable[..., Phi3VForCausalLM]
 REGIMES = ("none", "selective", "full")
@@ -40,6 +41,7 @@ def kept_by_two_layers(
         model = model.to(dtype).train()
         if precision.rank:
             model = adapted(model, precision.rank, 0.1 if precision.dropout_mask else 0.0)
+            fuse_products(model, in_place=regime != "selective")
         set_regime(model, regime)
         ids = torch.randint(3, 90, (1, TOKENS))
         labels = torch.full_like(ids, -100)

@@ -13,6 +13,7 @@ from phi3v.model.configuration import Phi3VConfig
 from phi3v.model.loss import CHUNK
 from phi3v.model.memory import WIDE, Precision, activation_bytes
 from phi3v.model.recompute import Regime, set_regime
+from phi3v.training.adapters import fuse_products, is_wrapped
 from phi3v.training.arguments import LoraArguments, Phi3VTrainingArguments
 from phi3v.training.flags import RunArguments
 from phi3v.training.optimizer import state_bytes
@@ -58,6 +59,9 @@ def apply_activation_memory(
         regime = cheapest_regime(model, config, arguments, room=room, tokens=tokens)
     # Compiled code is not looked into; the compiler itself makes elementwise work again.
     set_regime(model, "none" if regime == "selective" and training.torch_compile else regime)
+    if is_wrapped(model) and not (training.torch_compile or training.shards_weights):
+        # What ``selective`` keeps may not be written over; the compiler fuses by itself.
+        fuse_products(model, in_place=regime != "selective")
     return regime
 
 

@@ -13,11 +13,14 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import LoraVariant
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.save_and_load import load_peft_weights
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
+from phi3v.model.low_rank import add_low_rank
 from phi3v.model.modeling import Phi3VForCausalLM
 from phi3v.training.arguments import LoraArguments
 from phi3v.training.parts import PROJECTION, TOWER, UNUSED, Plan, part_of
@@ -159,6 +162,50 @@ def _load_weights(model: Any, folder: Path) -> None:
             "adapter was made with"
         )
     set_peft_model_state_dict(model, stored)
+
+
+class _Fused(LoraVariant):
+    """Tells a layer of PEFT's to add its product to that of the base without copies."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        self.in_place = in_place
+
+    @staticmethod
+    def forward(
+        module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **_: Any
+    ) -> Tensor:
+        own: Any = module.lora_variant[active_adapter]
+        first, second = module.lora_A[active_adapter], module.lora_B[active_adapter]
+        low = first(module.lora_dropout[active_adapter](x))
+        scaling = module.scaling[active_adapter]
+        if low.dtype != result.dtype or second.bias is not None:
+            return result + second(low) * scaling
+        return add_low_rank(result, low, second.weight, scaling, in_place=own.in_place)
+
+    @staticmethod
+    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return orig_weight + module.get_delta_weight(active_adapter)
+
+    @staticmethod
+    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
+        orig_weight.data += module.get_delta_weight(active_adapter)
+
+    @staticmethod
+    def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return orig_weight - module.get_delta_weight(active_adapter)
+
+
+def fuse_products(model: nn.Module, *, in_place: bool) -> None:
+    """Let adapters of linear layers, DoRA's excepted, add up their products without copies.
+
+    Args:
+        model: Wrapped model whose adapters this process holds wholly.
+        in_place: Write over the products of the base, which nothing may have kept.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for adapter in module.lora_A.keys() - module.lora_variant.keys():
+                module.lora_variant[adapter] = _Fused(in_place=in_place)
 
 
 def is_wrapped(model: Any) -> bool:

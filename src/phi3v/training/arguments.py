@@ -10,6 +10,7 @@ from typing import Literal
 from transformers import TrainingArguments
 
 from phi3v.training.data_arguments import DataArguments
+from phi3v.training.sharding import read_config, zero_stage
 
 __all__ = ["DataArguments", "LoraArguments", "ModelArguments", "Phi3VTrainingArguments"]
 
@@ -239,3 +240,9 @@ class Phi3VTrainingArguments(TrainingArguments):
         """Whether FSDP shards the model, by ``--fsdp`` or by accelerate's launcher."""
         by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
         return bool(self.fsdp) or by_launcher
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether a layer has its weights only while it is called: under FSDP or ZeRO-3."""
+        stage = zero_stage(read_config(str(self.deepspeed))) if self.deepspeed else 0
+        return self.is_under_fsdp or stage == 3

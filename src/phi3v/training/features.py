@@ -20,7 +20,6 @@ from phi3v.training.arguments import LoraArguments, ModelArguments, Phi3VTrainin
 from phi3v.training.data_arguments import DataArguments
 from phi3v.training.feature_cost import say_cost
 from phi3v.training.flags import RunArguments
-from phi3v.training.sharding import read_config, zero_stage
 
 logger = logging.getLogger(__name__)
 
@@ -186,8 +185,7 @@ def check_feature_cache(
             f"--cache_vision contradicts {why}: the features of a tower that trains change in "
             "every step; freeze it, or leave the cache out"
         )
-    sharded = training.deepspeed and zero_stage(read_config(str(training.deepspeed))) == 3
-    if sharded or training.is_under_fsdp:
+    if training.shards_weights:
         why = "FSDP" if training.is_under_fsdp else "--deepspeed with ZeRO-3"
         raise ValueError(
             f"--cache_vision contradicts {why}: processes that share a tower must all run it; "
