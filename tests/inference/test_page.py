@@ -54,7 +54,8 @@ def endless_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter on a base that never ends its answers, and that answers otherwise than it."""
     from peft import LoraConfig, get_peft_model
 
-    base = write_tiny_checkpoint(tmp_path_factory.mktemp("endless") / "base")
+    # So deep that a long answer takes longer than a browser on a busy machine to show its begin.
+    base = write_tiny_checkpoint(tmp_path_factory.mktemp("endless") / "base", num_hidden_layers=24)
     save_checkpoint(make_endless(load_model(base)), load_processor(base), base)
     adapted = get_peft_model(load_model(base), LoraConfig(r=4, target_modules=["qkv_proj"]))
     torch.manual_seed(0)
