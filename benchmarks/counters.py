@@ -143,7 +143,7 @@ def needed_flops(method: str, size: Size, groups: list[list[Example]]) -> float:
     # The projection's first layer has no input that wants a gradient.
     total += image_tokens * 2 * (2 * merged * width + 3 * width * width)
     if method == "lora":
-        total += 6 * size.num_adapter_parameters * lengths.sum()
+        total += 6 * (size.adapters[0] * lengths.sum() + size.adapters[1] * labels)
     return float(total)
 
 

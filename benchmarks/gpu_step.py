@@ -80,7 +80,7 @@ def needed(row: Row, model: Any, groups: Groups) -> float:
         crops=crop_counts,
         labels=label_counts,
         squares=square_counts,
-        num_adapters=count_adapters(model),
+        adapters=count_adapters(model),
     )
     return float(operations.sum())
 

@@ -29,10 +29,14 @@ class Size:
     lora_rank: int
 
     @property
-    def num_adapter_parameters(self) -> int:
-        """Numbers of the adapters on the four products of every decoder layer."""
+    def adapters(self) -> tuple[int, int]:
+        """Numbers of the adapters on the four products of every decoder layer.
+
+        Those after the attention of the last layer, which labels alone pass, stand apart.
+        """
         d, f = self.hidden, self.intermediate
-        return self.layers * self.lora_rank * ((d + 3 * d) + (d + d) + (d + 2 * f) + (f + d))
+        end = self.lora_rank * ((d + d) + (d + 2 * f) + (f + d))
+        return self.layers * self.lora_rank * (d + 3 * d) + (self.layers - 1) * end, end
 
 
 SIZES = {

@@ -60,7 +60,7 @@ def test_packs_are_balanced_by_what_a_step_needs(method: Any) -> None:
         lengths=np.array([len(example["input_ids"]) for example in examples]),
         crops=np.array([sum(1 + h * w // 336**2 for h, w in sizes) for sizes in pictures]),
         labels=np.array([int((example["labels"] != -100).sum()) for example in examples]),
-        num_adapters=size.num_adapter_parameters if method == "lora" else 0,
+        adapters=size.adapters if method == "lora" else (0, 0),
     )
     # The first product of the projection, whose input wants no gradient, is counted fully here.
     assert counted.sum() == pytest.approx(needed_flops(method, size, groups), rel=0.01)

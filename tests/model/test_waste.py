@@ -1,9 +1,12 @@
 """What is never computed."""
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from PIL import Image
+from torch.testing import assert_close
 
 from phi3v import load_model, load_processor
 
@@ -57,6 +60,63 @@ def test_the_head_sees_supervised_places_only(tiny_folder: Path) -> None:
     labels[:, :25] = -100
     model(input_ids=ids, labels=labels)
     assert rows == [10]
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+@pytest.mark.parametrize("rows", ["padded", "segments"])
+def test_the_last_layer_goes_on_for_labels_alone_and_all_gradients_are_the_same(
+    tiny_folder: Path, kernel: str, rows: str
+) -> None:
+    model = load_model(tiny_folder, attn_implementation=kernel, dtype=torch.float64).train()
+    ids = torch.randint(3, 400, (2, 30))
+    labels = ids.where(torch.rand(2, 30) < 0.3, -100)
+    inputs: dict[str, Any] = {"attention_mask": torch.ones_like(ids)}
+    if rows == "segments":
+        ids, labels = ids.view(1, 60), labels.view(1, 60)
+        inputs = {"segments": [(20, 0, 0), (10, 0, 20), (30, 0, 20)]}
+    seen: list[int] = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda _, given, __: seen.append(given[0][..., 0].numel()))
+
+    def run(states: bool) -> list[torch.Tensor]:
+        model.zero_grad()
+        loss = model(input_ids=ids, labels=labels, output_hidden_states=states, **inputs).loss
+        loss.backward()
+        return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    found = run(False)
+    # Where all states are asked for, all are made.
+    assert_close(found, run(True), rtol=1e-10, atol=1e-12)
+    count = int((labels[:, 1:] != -100).sum())
+    assert 0 < count < 30 and seen == [60, count, 60, 60]
+
+
+@pytest.mark.parametrize("count", [1, 3, 30, 40, 0])
+def test_logits_of_the_last_places_are_those_of_all(tiny_folder: Path, count: int) -> None:
+    model = load_model(tiny_folder).eval()
+    ids = torch.randint(3, 400, (2, 30))
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    seen: list[int] = []
+    model.model.layers[-1].mlp.register_forward_hook(
+        lambda _, given, __: seen.append(given[0][..., 0].numel())
+    )
+    with torch.no_grad():
+        every = model(input_ids=ids, attention_mask=mask)
+        found = model(input_ids=ids, attention_mask=mask, logits_to_keep=count)
+    assert_close(found.logits, every.logits[:, -count:], rtol=1e-4, atol=1e-5)
+    assert seen == [60, 2 * min(count or 30, 30)]
+    # What is attended to later is whole.
+    for one, other in zip(found.past_key_values.layers, every.past_key_values.layers, strict=True):
+        assert_close(one.keys, other.keys)
+        assert_close(one.values, other.values)
+
+
+def test_nothing_supervised_decodes_all(tiny_folder: Path) -> None:
+    model = load_model(tiny_folder).train()
+    ids = torch.randint(3, 400, (1, 12))
+    model(input_ids=ids, labels=torch.full_like(ids, -100)).loss.backward()
+    assert all(p.grad is not None for p in model.model.layers.parameters())
 
 
 def test_a_frozen_tower_keeps_nothing_for_backward(tiny_folder: Path) -> None:

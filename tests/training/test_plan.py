@@ -145,10 +145,11 @@ def test_copies_that_autocast_keeps_are_counted(flags: list[str], tmp_path: Path
                 return model(**batch).loss
 
         kept.append(kept_bytes(forward))
-    # The head's copy goes with the loss, which leaves its float32 gradient; labels are the rest.
+    # The head's copy goes with the loss, which leaves its float32 gradient; what the last layer
+    # keeps for the four labels is the rest.
     fixed = 2 * kept[0] - kept[1]
     expected = cast_bytes(model, arguments.training) + 2 * model.lm_head.weight.numel()
-    assert 0 <= fixed - expected < 2000
+    assert 0 <= fixed - expected < 4 * 2000
 
 
 def test_the_command_plans_without_weights(

@@ -179,13 +179,17 @@ class Phi3VModel(Phi3VPreTrainedModel):
         are_stored: Sequence[bool] | None = None,
         output_hidden_states: bool = False,
         rotary: tuple[Tensor, Tensor] | None = None,
+        output_places: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Decode; see ``Phi3VForCausalLM.forward`` for the arguments.
 
+        The last layer ends, but for the `output_places` (L,) of the flattened (B * T), where other
+        tokens have attended; None means all.
+
         Returns:
-            ``last_hidden_state`` (B, T, H) after the final norm, the cache, and, when asked for,
-            ``hidden_states``: the input of every layer and the final output.
+            ``last_hidden_state`` (B, T, H), or (1, L, H), after the final norm, the cache, and,
+            when asked for, ``hidden_states``: the input of every layer and the final output.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds, not both and not neither")
@@ -222,6 +226,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
         hidden_states, collected = inputs_embeds, []
         for layer in self.layers:
             collected.append(hidden_states)
+            if layer is self.layers[-1]:
+                kwargs["output_places"] = output_places
             hidden_states = layer(
                 hidden_states,
                 rotary,
@@ -231,11 +237,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
                 **kwargs,
             )
         hidden_states = self.norm(hidden_states)
-        return BaseModelOutputWithPast(
-            last_hidden_state=hidden_states,
-            past_key_values=past_key_values,
-            hidden_states=(*collected, hidden_states) if output_hidden_states else None,
-        )
+        states = (*collected, hidden_states) if output_hidden_states else None
+        return BaseModelOutputWithPast(hidden_states, past_key_values, states)
 
     def _wants_cache(
         self, use_cache: bool | None, attention_mask: Tensor | None, position_ids: Tensor | None

@@ -14,9 +14,10 @@ class ForwardCost:
     """Operations of one forward pass, by what they depend on.
 
     Attributes:
-        per_token: Linear layers of the decoder, per token.
+        per_token: Linear layers of the decoder, per token: all that stand before the last
+            layer's attention.
         per_squared_token: Causal attention of the decoder, per squared token of a document.
-        per_label: The head, per supervised place.
+        per_label: What follows it, to the head, per supervised place.
         per_image_token: The image projection, per image token.
         per_crop: The layers of the tower that run, per crop with the global one.
     """
@@ -40,12 +41,14 @@ def forward_cost(config: Phi3VConfig) -> ForwardCost:
     assert config.num_key_value_heads is not None
     width, layers = config.hidden_size, config.num_hidden_layers
     key_width = config.num_key_value_heads * config.head_dim
-    linear = layers * (
-        2 * width * width + 2 * width * key_width + 3 * width * config.intermediate_size
-    )
+    projection = width * (width + 2 * key_width)
+    after_attention = width * width + 3 * width * config.intermediate_size
+    per_token = 2.0 * (layers * projection + (layers - 1) * after_attention)
+    # Each query meets half of the keys: products of scores and of values.
+    per_squared_token = 2.0 * layers * width
+    per_label = 2.0 * (after_attention + width * config.vocab_size)
     if not config.has_vision:
-        head = 2.0 * width * config.vocab_size
-        return ForwardCost(2.0 * linear, 2.0 * layers * width, head, 0, 0)
+        return ForwardCost(per_token, per_squared_token, per_label, 0, 0)
     vision = config.vision
     inner, places = vision.hidden_size, vision.patches_per_side**2 + 1
     per_layer = (
@@ -54,10 +57,9 @@ def forward_cost(config: Phi3VConfig) -> ForwardCost:
     )
     patches = 2 * (places - 1) * inner * 3 * vision.patch_size**2
     return ForwardCost(
-        per_token=2.0 * linear,
-        # Each query meets half of the keys: products of scores and of values.
-        per_squared_token=2.0 * layers * width,
-        per_label=2.0 * width * config.vocab_size,
+        per_token=per_token,
+        per_squared_token=per_squared_token,
+        per_label=per_label,
         per_image_token=2.0 * (4 * inner * width + width * width),
         per_crop=float(config.num_vision_layers_used * per_layer + patches),
     )

@@ -61,22 +61,26 @@ class Phi3VAttention(nn.Module):
         rotary: tuple[Tensor, Tensor],
         attention_mask: Any,
         past_key_values: Cache | None = None,
+        output_places: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Attend; (B, T, H) to (B, T, H).
+        """Attend; (B, T, H) to (B, T, H), or to (1, L, H).
 
         Args:
             hidden_states: (B, T, H).
             rotary: cos and sin tables, each (B, T, W).
             attention_mask: What the mask builder made for the chosen kernel.
             past_key_values: Cache that gets this layer's keys, rotated, and values.
+            output_places: (L,) places of the flattened (B * T) whose output is wanted; None means
+                all.
             **kwargs: Handed to the kernel (lengths of packed documents).
         """
         query, key, value = self.project(hidden_states, *rotary)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         output = self._attend(query, key, value, attention_mask, **kwargs)
-        return self.o_proj(output.reshape(*hidden_states.shape[:2], self.query_width))
+        output = output.reshape(*hidden_states.shape[:2], self.query_width)
+        return self.o_proj(_select(output, output_places))
 
     def project(
         self, hidden_states: Tensor, cos: Tensor, sin: Tensor
@@ -175,16 +179,27 @@ class Phi3VDecoderLayer(GradientCheckpointingLayer):
         rotary: tuple[Tensor, Tensor],
         attention_mask: Any = None,
         past_key_values: Cache | None = None,
+        output_places: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Transform (B, T, H) to (B, T, H); arguments as in the attention."""
+        """Transform (B, T, H) to the shape of the attention's output; arguments as there."""
         attended = self.self_attn(
-            self.input_layernorm(hidden_states), rotary, attention_mask, past_key_values, **kwargs
+            self.input_layernorm(hidden_states),
+            rotary,
+            attention_mask,
+            past_key_values,
+            output_places,
+            **kwargs,
         )
-        return self.finish(hidden_states, attended)
+        return self.finish(_select(hidden_states, output_places), attended)
 
     def finish(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
-        """Add the attention's output and do the rest of the layer, all (B, T, H)."""
+        """Add the attention's output and do the rest of the layer, all of one shape."""
         hidden_states = hidden_states + self.resid_attn_dropout(attended)
         transformed = self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states + self.resid_mlp_dropout(transformed)
+
+
+def _select(states: Tensor, places: Tensor | None) -> Tensor:
+    """Take places (L,) out of (B, T, width), as (1, L, width)."""
+    return states if places is None else states.flatten(0, 1).index_select(0, places)[None]

@@ -106,6 +106,7 @@ def supervised_loss(
     *,
     num_items_in_batch: Tensor | int | None = None,
     label_places: Tensor | None = None,
+    are_selected: bool = False,
 ) -> Tensor:
     """Compute the token-mean cross entropy without logits of unsupervised places.
 
@@ -122,15 +123,17 @@ def supervised_loss(
             micro-batches, all ranks); None takes this batch's own.
         label_places: (L,) places of the labels in the flattened (B * T), where the caller knows
             them; None finds them, for which the host waits for the device.
+        are_selected: The states are (1, L, H), of the places before those of the labels alone.
 
     Returns:
         Float32 scalar: sum over the supervised places / their number; 0 with a graph when there is
             none.
     """
     if label_places is None:
-        supervised = nn.functional.pad(labels[:, 1:] != IGNORE_INDEX, (1, 0))
-        label_places = supervised.flatten().nonzero()[:, 0]
-    hidden = hidden_states.flatten(0, 1).index_select(0, label_places - 1)
+        label_places = find_label_places(labels)
+    hidden = hidden_states.flatten(0, 1)
+    if not are_selected:
+        hidden = hidden.index_select(0, label_places - 1)
     targets = labels.flatten().index_select(0, label_places)
     # Every rank must touch the head, also one whose batch has nothing to learn.
     total = hidden_states.new_zeros((), dtype=torch.float32)
@@ -142,3 +145,12 @@ def supervised_loss(
     if isinstance(count, Tensor):
         return total / count.to(total.device).clamp(min=1)
     return total / max(count, 1)
+
+
+def find_label_places(labels: Tensor) -> Tensor:
+    """Find the places (L,) of supervised labels in the flattened (B * T).
+
+    The first label of a row is predicted by nothing. The host waits for the device.
+    """
+    supervised = nn.functional.pad(labels[:, 1:] != IGNORE_INDEX, (1, 0))
+    return supervised.flatten().nonzero()[:, 0]

@@ -48,36 +48,48 @@ def layer_bytes(config: Phi3VConfig, regime: Regime, precision: Precision) -> in
         output, the fused gate and its product. ``selective``: the input and all
         products. ``full``: the input.
     """
+    return sum(_split_layer_bytes(config, regime, precision))
+
+
+def _split_layer_bytes(
+    config: Phi3VConfig, regime: Regime, precision: Precision
+) -> tuple[int, int]:
+    """Count up to the attention and after it, where the last layer goes on for labels alone."""
     assert config.num_key_value_heads is not None
     hidden, inner = config.hidden_size, config.intermediate_size
     query = config.num_attention_heads * config.head_dim
-    key = config.num_key_value_heads * config.head_dim
-    size, rank = precision.element, precision.rank
+    projected = query + 2 * config.num_key_value_heads * config.head_dim
+    size, stream, rank = precision.element, precision.stream, precision.rank
     if regime == "full":
-        return precision.stream * hidden
-    attention = size * query + WIDE * config.num_attention_heads
-    adapters = 4 * size * rank
-    # What adapted products give, of a token.
-    outer = (query + 2 * key, hidden, 2 * inner, hidden)
+        return stream * hidden, 0
+    # What the products after the attention give.
+    outer = (hidden, 2 * inner, hidden)
+    before = stream * hidden + size * (query + rank) + WIDE * config.num_attention_heads
+    after = 3 * size * rank
     if regime == "selective":
-        products = query + 2 * key + hidden + 2 * inner
+        before += size * projected
+        after += size * (hidden + 2 * inner)
         if rank:
-            products += hidden + sum(width for width in outer if rank * NARROW >= width)
+            before += size * projected * (rank * NARROW >= projected)
+            after += size * (hidden + sum(width for width in outer if rank * NARROW >= width))
         if precision.has_dora and precision.dropout_mask:
             # The base's product is made of the dropped input, too.
-            products += sum(outer)
-        return precision.stream * hidden + attention + size * products + adapters
-    kept = size * (2 * hidden + (query + 2 * key) + 3 * inner)
-    kept += 2 * (precision.stream * hidden + WIDE) + attention + adapters
+            before += size * projected
+            after += size * sum(outer)
+        return before, after
+    before += WIDE + size * (hidden + projected)
+    after += WIDE + stream * hidden + size * (hidden + 3 * inner)
     if precision.many_segments:
-        kept += size * query
+        after += size * query
     if precision.has_dora:
-        kept += 2 * size * sum(outer)
+        before += 2 * size * projected
+        after += 2 * size * sum(outer)
     if precision.dropout_mask and rank:
         # A mask for each adapter's input; the attention output is kept twice.
-        kept += precision.dropout_mask * (2 * hidden + query + inner)
-        kept += 0 if precision.many_segments else size * query
-    return kept
+        before += precision.dropout_mask * hidden
+        after += precision.dropout_mask * (hidden + query + inner)
+        after += 0 if precision.many_segments else size * query
+    return before, after
 
 
 def tower_layer_bytes(config: Phi3VConfig, regime: Regime, precision: Precision) -> int:
@@ -101,6 +113,7 @@ def activation_bytes(
     precision: Precision,
     *,
     tokens: int,
+    labels: int | None = None,
     trained_crops: int = 0,
 ) -> int:
     """Estimate what a forward pass keeps and what making one layer again adds.
@@ -110,14 +123,24 @@ def activation_bytes(
         regime: What layers keep.
         precision: Bytes of numbers, and adapters.
         tokens: Tokens of the batch.
+        labels: Supervised ones; None takes all.
         trained_crops: Crops of the batch, the global ones too; 0 for a frozen tower.
     """
-    decoder = layer_bytes(config, regime, precision)
-    total = config.num_hidden_layers * decoder * tokens
-    again = layer_bytes(config, "none", precision) - decoder if regime != "none" else 0
+    places = tokens if labels is None else min(labels, tokens)
+    before, after = _split_layer_bytes(config, regime, precision)
+    whole = _split_layer_bytes(config, "none", precision)
+    others = (config.num_hidden_layers - 1) * (before + after) * tokens
+    last = before * tokens + after * places
+    if regime != "none":
+        # The last layer is made again first; when the one before it is, nothing of it is left.
+        again = (whole[0] + whole[1] - before - after) * tokens
+        last = max(whole[0] * tokens + whole[1] * places, again if others else 0)
+    total = others + last
     if not (trained_crops and config.has_vision):
-        return total + again * tokens
+        return total
     tower = tower_layer_bytes(config, regime, precision)
+    kept = others + before * tokens + after * places
+    kept += config.num_vision_layers_used * tower * trained_crops
     total += config.num_vision_layers_used * tower * trained_crops
     tower_again = tower_layer_bytes(config, "none", precision) - tower
-    return total + max(again * tokens, tower_again * trained_crops if regime != "none" else 0)
+    return max(total, kept + tower_again * trained_crops)

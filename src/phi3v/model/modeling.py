@@ -7,6 +7,7 @@ tokens, H hidden size.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -14,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from phi3v.model.backbone import Phi3VModel, Phi3VPreTrainedModel
 from phi3v.model.configuration import Phi3VConfig
 from phi3v.model.generation import Phi3VGenerationMixin
-from phi3v.model.loss import supervised_loss
+from phi3v.model.loss import find_label_places, supervised_loss
 
 
 # The mixin's overrides name the keywords that they use. It comes first: it overrides loading too.
@@ -98,6 +99,15 @@ class Phi3VForCausalLM(  # type: ignore[misc]
         Raises:
             ValueError: Images and their places in ``input_ids`` do not fit together.
         """
+        output_places = None
+        if labels is not None:
+            label_places = find_label_places(labels) if label_places is None else label_places
+            # Where nothing is supervised all is decoded: all ranks must run the same modules.
+            if label_places.numel() and not output_hidden_states:
+                output_places = label_places - 1
+        elif not output_hidden_states:
+            tokens = input_ids if inputs_embeds is None else inputs_embeds
+            output_places = _last_places(tokens, logits_to_keep)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -112,20 +122,24 @@ class Phi3VForCausalLM(  # type: ignore[misc]
             image_places=image_places,
             image_embeds=image_embeds,
             output_hidden_states=bool(output_hidden_states),
+            output_places=output_places,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
         loss, logits = None, None
-        if labels is not None:
+        if labels is None:
+            if output_places is not None:
+                hidden_states = hidden_states.unflatten(1, (-1, logits_to_keep))[0]
+            logits = self.lm_head(hidden_states[:, -logits_to_keep:]).float()
+        else:
             loss = supervised_loss(
                 hidden_states,
                 labels,
                 self.lm_head,
                 num_items_in_batch=num_items_in_batch,
                 label_places=label_places,
+                are_selected=output_places is not None,
             )
-        else:
-            logits = self.lm_head(hidden_states[:, -logits_to_keep:]).float()
         result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -133,3 +147,11 @@ class Phi3VForCausalLM(  # type: ignore[misc]
             hidden_states=outputs.hidden_states,
         )
         return result if return_dict is not False else result.to_tuple()
+
+
+def _last_places(tokens: Tensor | None, count: int) -> Tensor | None:
+    """Name the last places of each row of (B, T, ...), flattened; None where that is all."""
+    if tokens is None or not 0 < count < tokens.shape[1]:
+        return None
+    places = torch.arange(tokens.shape[0] * tokens.shape[1], device=tokens.device)
+    return places.view(tokens.shape[:2])[:, -count:].flatten()

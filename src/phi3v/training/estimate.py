@@ -145,6 +145,7 @@ def memory_of(
             regime,
             precision,
             tokens=batch.tokens,
+            labels=batch.labels,
             trained_crops=batch.crops if trains_tower else 0,
         ),
         logits=chunk * config.vocab_size * (precision.element + 2 * WIDE),

@@ -23,7 +23,7 @@ def needed_operations(
     crops: np.ndarray,
     labels: np.ndarray,
     squares: np.ndarray | None = None,
-    num_adapters: int = 0,
+    adapters: tuple[int, int] = (0, 0),
     keeps_features: bool = False,
 ) -> np.ndarray:
     """Count the operations that the gradients of each unit cannot do without.
@@ -39,7 +39,7 @@ def needed_operations(
         labels: (U,) supervised tokens.
         squares: (U,) twice the pairs of tokens that attend to each other; None takes the squared
             lengths, as of single documents.
-        num_adapters: Numbers in adapters of the decoder, which add to every token.
+        adapters: Numbers in adapters of the decoder, see `count_adapters`.
         keeps_features: Whether those of a frozen tower are kept, so that it runs in no later epoch.
 
     Returns:
@@ -54,17 +54,22 @@ def needed_operations(
     # Separators are left out: less than a tenth of an image.
     crop_tokens = config.vision.tokens_per_side**2 if config.has_vision else 0
     return (
-        (decoder * cost.per_token + OF_ADAPTER * num_adapters) * lengths
+        (decoder * cost.per_token + OF_ADAPTER * adapters[0]) * lengths
         + 3 * cost.per_squared_token * squares
-        + decoder * cost.per_label * labels
+        + (decoder * cost.per_label + OF_ADAPTER * adapters[1]) * labels
         + (tower * cost.per_crop + projection * cost.per_image_token * crop_tokens) * crops
     )
 
 
-def count_adapters(model: Any) -> int:
-    """Count the numbers in adapters of the decoder, which every token passes."""
-    return sum(
-        parameter.numel()
-        for name, parameter, part in own_parameters(model)
-        if "lora_" in name and part not in (TOWER, PROJECTION)
-    )
+def count_adapters(model: Any) -> tuple[int, int]:
+    """Count the numbers in adapters of the decoder: that every token, and that labels alone, pass.
+
+    The last layer ends, but for supervised places, with its attention.
+    """
+    last = f".layers.{model.config.num_hidden_layers - 1}."
+    ends = tuple(last + name for name in ("self_attn.o_proj.", "mlp.")) + ("lm_head.",)
+    counts = [0, 0]
+    for name, parameter, part in own_parameters(model):
+        if "lora_" in name and part not in (TOWER, PROJECTION):
+            counts[any(end in name for end in ends)] += parameter.numel()
+    return counts[0], counts[1]

@@ -173,7 +173,9 @@ def make_plan(own: argparse.Namespace, arguments: RunArguments) -> dict[str, Any
         for name, one in sizes.items()
     }
     passed = epoch["tokens"] - epoch["shared_tokens"]
-    operations = epoch["operations"] + OF_ADAPTER * count_adapters(model) * passed
+    of_tokens, of_labels = count_adapters(model)
+    adapters = OF_ADAPTER * (of_tokens * passed + of_labels * epoch["labels"])
+    operations = epoch["operations"] + adapters
     rate = own.mfu * (own.peak_tflops or peak) * 1e12 * own.num_gpus
     epoch |= {"operations": operations, "seconds": operations / rate, "mfu": own.mfu}
     rows = table_of_parts(model, arguments.training, arguments.lora)
