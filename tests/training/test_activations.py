@@ -92,6 +92,10 @@ def test_static_memory_counts_weights_gradients_and_states(
     used = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert static_bytes(model, whole.training) == 4 * used + 4 * trained + 8 * trained
+    # The library has replaced the text of a configuration by its object then.
+    whole.training.deepspeed = {"zero_optimization": {"stage": 3}}
+    assert whole.training.shards_weights
+    assert static_bytes(model, whole.training) == 4 * used + 4 * trained + 12 * trained
     small = read(flags, tmp_path, "--optim", "adamw_bnb_8bit")
     rest = static_bytes(model, small.training) - 4 * used - 4 * trained
     # 8-bit states of matrices with their scales, wide ones of embeddings and small parameters.

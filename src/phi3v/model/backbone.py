@@ -184,8 +184,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Decode; see ``Phi3VForCausalLM.forward`` for the arguments.
 
-        The last layer ends, but for the `output_places` (L,) of the flattened (B * T), where other
-        tokens have attended; None means all.
+        But for the `output_places` (L,) of the flattened (B * T), the last layer ends with keys and
+        values; None means all.
 
         Returns:
             ``last_hidden_state`` (B, T, H), or (1, L, H), after the final norm, the cache, and,
@@ -228,14 +228,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
             collected.append(hidden_states)
             if layer is self.layers[-1]:
                 kwargs["output_places"] = output_places
-            hidden_states = layer(
-                hidden_states,
-                rotary,
-                attention_mask=row.mask,
-                past_key_values=past_key_values,
-                **row.options,
-                **kwargs,
-            )
+            options = {"past_key_values": past_key_values, **row.options, **kwargs}
+            hidden_states = layer(hidden_states, rotary, attention_mask=row.mask, **options)
         hidden_states = self.norm(hidden_states)
         states = (*collected, hidden_states) if output_hidden_states else None
         return BaseModelOutputWithPast(hidden_states, past_key_values, states)

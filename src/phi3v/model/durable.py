@@ -9,9 +9,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+from xxhash import xxh3_128
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 23
@@ -19,14 +20,17 @@ _THREADS = 8
 
 
 def file_digest(path: Path) -> str:
-    """Digest a file in chunks, several at a time; much faster than one pass on large files."""
+    """Digest a file in chunks, several at a time, as fast as it is read.
+
+    It finds what was torn or altered by accident; nobody who wants to deceive is kept from it.
+    """
     with path.open("rb", buffering=0) as file, ThreadPoolExecutor(_THREADS) as pool:
         size = os.fstat(file.fileno()).st_size
 
         def of_chunk(start: int) -> bytes:
-            return blake2b(os.pread(file.fileno(), _CHUNK, start), digest_size=32).digest()
+            return xxh3_128(os.pread(file.fileno(), _CHUNK, start)).digest()
 
-        whole = blake2b(digest_size=32)
+        whole = xxh3_128()
         for part in pool.map(of_chunk, range(0, size, _CHUNK)):
             whole.update(part)
     return whole.hexdigest()

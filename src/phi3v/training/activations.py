@@ -18,7 +18,6 @@ from phi3v.training.arguments import LoraArguments, Phi3VTrainingArguments
 from phi3v.training.flags import RunArguments
 from phi3v.training.optimizer import state_bytes
 from phi3v.training.parts import EMBEDDINGS, SEPARATORS, VISION_SIDE, own_parameters
-from phi3v.training.sharding import read_config, zero_stage
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +150,7 @@ def precision_of(model: Any, lora: LoraArguments, training: Phi3VTrainingArgumen
 
 def static_bytes(model: Any, training: Phi3VTrainingArguments) -> int:
     """Count weights, gradients and states of the optimizer on one device."""
-    stage = zero_stage(read_config(str(training.deepspeed))) if training.deepspeed else 0
+    stage = training.zero_stage
     ranks = max(training.world_size, 1)
     weights = trained = 0
     for parameter in model.parameters():

@@ -1,7 +1,4 @@
-"""The arguments of ``phi3v train``: the seed project's flags and all of the library's Trainer.
-
-Each field's help text is what ``phi3v train --help`` prints.
-"""
+"""The arguments of ``phi3v train``, the seed's flags among them; each help text is printed."""
 
 import os
 from dataclasses import dataclass, field
@@ -238,11 +235,14 @@ class Phi3VTrainingArguments(TrainingArguments):
     @property
     def is_under_fsdp(self) -> bool:
         """Whether FSDP shards the model, by ``--fsdp`` or by accelerate's launcher."""
-        by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-        return bool(self.fsdp) or by_launcher
+        return bool(self.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+    @property
+    def zero_stage(self) -> int:
+        """Stage of ``--deepspeed``, 0 to 3."""
+        return zero_stage(read_config(self.deepspeed)) if self.deepspeed else 0
 
     @property
     def shards_weights(self) -> bool:
         """Whether a layer has its weights only while it is called: under FSDP or ZeRO-3."""
-        stage = zero_stage(read_config(str(self.deepspeed))) if self.deepspeed else 0
-        return self.is_under_fsdp or stage == 3
+        return self.is_under_fsdp or self.zero_stage == 3

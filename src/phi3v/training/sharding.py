@@ -31,13 +31,17 @@ def find_config(name: str) -> Path:
     )
 
 
-def read_config(value: str) -> dict[str, Any]:
+def read_config(value: str | dict[str, Any]) -> dict[str, Any]:
     """Read a DeepSpeed configuration from a file, or from JSON text that starts with a brace.
+
+    The library's arguments hold the object itself where the flag held its text.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It holds no JSON object.
     """
+    if isinstance(value, dict):
+        return value
     is_text = value.lstrip().startswith("{")
     try:
         text = value if is_text else find_config(value).read_text(encoding="utf-8")

@@ -37,7 +37,7 @@ def strategy_of(deepspeed: str | dict[str, Any] | None) -> str:
     """Name the strategy that a DeepSpeed configuration asks for."""
     if not deepspeed:
         return "ddp"
-    settings = deepspeed if isinstance(deepspeed, dict) else read_config(deepspeed)
+    settings = read_config(deepspeed)
     stage = zero_stage(settings)
     if "offload_optimizer" in settings.get("zero_optimization", {}):
         return "offload"
