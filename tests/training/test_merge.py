@@ -16,7 +16,7 @@ from phi3v import load_model, load_processor
 from phi3v.model.saving import save_checkpoint
 from phi3v.training.adapters import save_adapter
 from phi3v.training.merge import main, merge, verify
-from phi3v.training.merging import rewrite_weights
+from phi3v.training.rewriting import rewrite_weights
 
 TARGETS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 KINDS = {
@@ -89,7 +89,7 @@ def test_blocks_are_alike(tmp_path: Path) -> None:
     source, target, seen = tmp_path / "a.safetensors", tmp_path / "b.safetensors", []
     save_file({"weight": torch.arange(84.0).view(21, 4)}, source)
 
-    def negate(rows: slice, block: torch.Tensor) -> torch.Tensor:
+    def negate(rows: slice, block: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
         seen.append(rows.stop - rows.start)
         return -block
 

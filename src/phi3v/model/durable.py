@@ -53,10 +53,11 @@ def sync_folder(folder: Path) -> None:
     """Bring all files of a folder, and their names, onto the disk."""
     for path in [folder, *folder.rglob("*")]:
         if not path.is_symlink():
-            _sync(path)
+            sync_file(path)
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Bring one file, or the names in a folder, onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -80,7 +81,7 @@ def seal(folder: Path) -> None:
     }
     sync_folder(folder)
     write_text(folder / MANIFEST, json.dumps({"format": 1, "files": files}, indent=2) + "\n")
-    _sync(folder)
+    sync_file(folder)
 
 
 def is_sealed(folder: Path) -> bool:
@@ -142,7 +143,7 @@ def put_in_place(folder: Path, target: Path, attic: Path) -> None:
     """
     former = _move_away(target, attic) if target.exists() else None
     folder.rename(target)
-    _sync(target.parent)
+    sync_file(target.parent)
     if former is not None:
         shutil.rmtree(former)
 
@@ -157,5 +158,5 @@ def _move_away(folder: Path, attic: Path) -> Path:
     doomed = attic / f"removed-{folder.name}"
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
-    _sync(folder.parent)
+    sync_file(folder.parent)
     return doomed

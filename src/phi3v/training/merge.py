@@ -3,13 +3,14 @@
 import argparse
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from phi3v.model.durable import put_in_place, seal
+from phi3v.model.durable import put_in_place, seal, sync_file
 from phi3v.model.loading import (
     base_of_adapter,
     is_adapter_folder,
@@ -19,7 +20,8 @@ from phi3v.model.loading import (
 )
 from phi3v.model.saving import carry_code_files, save_checkpoint
 from phi3v.model.stored import check_adapter_files, check_weight_files, weight_files
-from phi3v.training.merging import Adapter, rewrite_weights
+from phi3v.training.merging import Adapter
+from phi3v.training.rewriting import rewrite_weights
 
 _INDEX = "model.safetensors.index.json"
 _VERIFY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
@@ -98,8 +100,14 @@ def _base_folder(name: str) -> Path:
 
 
 def _merge_streaming(adapter: Adapter, base_folder: Path, target: Path) -> None:
-    for file in weight_files(base_folder):
-        rewrite_weights(file, target / file.name, adapter.change_of)
+    with ThreadPoolExecutor(1) as disk:
+        synced = []
+        for file in weight_files(base_folder):
+            rewrite_weights(file, target / file.name, adapter.change_of)
+            # The disk takes it while the next one is computed.
+            synced.append(disk.submit(sync_file, target / file.name))
+        for one in synced:
+            one.result()
     if unused := adapter.unused():
         raise ValueError(
             f"{len(unused)} weights of the adapter have no place in {base_folder}, first "
