@@ -19,6 +19,7 @@ class KeptStorages(TorchDispatchMode):
         super().__init__()
         self._made: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
+        self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -32,6 +33,7 @@ class KeptStorages(TorchDispatchMode):
                 storage = one.untyped_storage()
                 if storage._cdata not in given:
                     self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                    self.total += storage.nbytes()
         self.peak = max(self.peak, self.alive())
         return output
 
@@ -53,3 +55,10 @@ def peak_bytes(step: Callable[[], Any]) -> int:
     with KeptStorages() as kept:
         step()
     return kept.peak
+
+
+def made_bytes(step: Callable[[], Any]) -> int:
+    """Add up all that ``step`` makes, however short it lives."""
+    with KeptStorages() as kept:
+        step()
+    return kept.total

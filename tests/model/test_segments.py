@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tests.model.counting import made_bytes
 from torch.testing import assert_close
 
 from phi3v import load_model
@@ -174,3 +175,17 @@ def test_label_places_give_the_same_loss(model):
 def test_segments_that_do_not_fill_the_row_are_refused(model):
     with pytest.raises(ValueError, match="one row of 9 tokens"):
         model(input_ids=random_ids(10)[None], segments=[(9, 0, 0)])
+
+
+def test_many_documents_cost_no_gradients_of_the_whole_row(model):
+    def made(count):
+        ids = torch.randint(3, 400, (1, 512))
+        segments = [(512 // count, 0, 0)] * count
+        return made_bytes(
+            lambda: model(input_ids=ids, labels=ids, segments=segments).loss.backward()
+        )
+
+    model.train()
+    many, few = made(64), made(4)
+    model.eval()
+    assert many < 1.2 * few

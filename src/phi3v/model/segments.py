@@ -102,26 +102,27 @@ def segment_attention(
     """
     outputs = []
     grouped = query.shape[1] != key.shape[1]
-    start = 0
-    for segment in segments:
-        own = slice(start, start + segment.length)
-        start += segment.length
-        prefix = slice(segment.prefix_start, segment.prefix_start + segment.prefix_length)
-        seen = key[:, :, own], value[:, :, own]
+    lengths = [segment.length for segment in segments]
+    # Split at once: each slice would give the whole row a gradient of its own.
+    queries, keys, values = (one.split(lengths, dim=2) for one in (query, key, value))
+    at = {sum(lengths[:number]): number for number in range(len(lengths))}
+    for number, segment in enumerate(segments):
+        seen = keys[number], values[number]
         if segment.prefix_length:
+            prefix, end = at[segment.prefix_start], segment.prefix_length
             seen = (
-                torch.cat([key[:, :, prefix], seen[0]], dim=2),
-                torch.cat([value[:, :, prefix], seen[1]], dim=2),
+                torch.cat([keys[prefix][:, :, :end], seen[0]], dim=2),
+                torch.cat([values[prefix][:, :, :end], seen[1]], dim=2),
             )
         mask = segment_mask(segment, window, query.device)
         if eager:
             additive = _additive(mask, segment.length, query)
             output, _ = eager_attention(
-                module, query[:, :, own], *seen, additive, scaling=scaling, dropout=dropout
+                module, queries[number], *seen, additive, scaling=scaling, dropout=dropout
             )
         else:
             output = nn.functional.scaled_dot_product_attention(
-                query[:, :, own],
+                queries[number],
                 *seen,
                 attn_mask=mask,
                 dropout_p=dropout,
