@@ -232,3 +232,13 @@ def test_a_run_sets_its_prediction_beside_what_it_measured(
     size = run.trainer.args.per_device_train_batch_size
     assert plan["batch"]["tokens"] == size * max(run.trainer.train_dataset.lengths())
     assert f"predicted {plan['peak_memory_gb']:.2f} GB" in capsys.readouterr().out
+
+
+def test_a_missing_flag_is_missed_by_the_command_that_was_called(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--model_id", "somewhere", "--output_dir", "out"])
+    assert "phi3v plan: error: the following arguments are required: --data_path" in (
+        capsys.readouterr().err
+    )

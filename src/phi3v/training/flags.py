@@ -59,11 +59,12 @@ class RunArguments(NamedTuple):
     given: frozenset[str] = frozenset()
 
 
-def parse_arguments(argv: list[str]) -> tuple[RunArguments, list[str]]:
+def parse_arguments(argv: list[str], prog: str = "phi3v train") -> tuple[RunArguments, list[str]]:
     """Read flags, after those of a YAML file when the first word names one.
 
     Args:
         argv: Words of the command line. ``run.yaml --learning_rate 1e-4``: the flag wins.
+        prog: The command that complains about them.
 
     Returns:
         The arguments, and one message for every old flag that was translated.
@@ -92,7 +93,7 @@ def parse_arguments(argv: list[str]) -> tuple[RunArguments, list[str]]:
     groups: Any = (ModelArguments, LoraArguments, DataArguments, Phi3VTrainingArguments)
     parser = HfArgumentParser(
         groups,
-        prog="phi3v train",
+        prog=prog,
         description="Fine-tune a checkpoint. A YAML file may stand first; flags win over it.",
     )
     # An abbreviation would silently change its meaning when a flag is added.

@@ -84,7 +84,7 @@ def read_words(argv: list[str]) -> tuple[argparse.Namespace, RunArguments]:
             raise ValueError(f"--{name} is {value}, expected more than 0")
     if own.mfu > 1:
         raise ValueError(f"--mfu is {own.mfu:g}, expected a share of 1, such as 0.4")
-    arguments, messages = parse_arguments(rest)
+    arguments, messages = parse_arguments(rest, prog="phi3v plan")
     for message in messages:
         if "no GPU found" not in message:
             logging.warning(message)
