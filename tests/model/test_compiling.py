@@ -101,6 +101,30 @@ def test_nothing_is_compiled_again_from_the_third_batch_on(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("change", [fuse_elementwise, compile_layers])
+def test_batches_of_every_shape_stay_within_the_compilers_limit(
+    make_model: Make, change: Any
+) -> None:
+    """Past it the compiler gives up on what it meets next, and says so once in a log."""
+    model = make_model(num_hidden_layers=3).train()
+    change(model, backend="aot_eager")
+    ids = torch.randint(3, 90, (3, 40))
+
+    def labels(rows: int, count: int) -> torch.Tensor:
+        supervised = torch.arange(40) >= 40 - count
+        return ids[:rows].where(supervised, -100)
+
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for rows, count in ((2, 5), (3, 9), (2, 0), (1, 1), (1, 3), (1, 0), (3, 1), (2, 30)):
+            model.train()
+            model(input_ids=ids[:rows], labels=labels(rows, count)).loss.backward()
+            with torch.no_grad():
+                model.eval()
+                model(input_ids=ids[:rows], labels=labels(rows, count))
+                model.generate(input_ids=ids[:rows, :20], max_new_tokens=4, use_cache=True)
+
+
+@pytest.mark.slow
 def test_the_default_compiler_is_equal_within_rounding(
     make_model: Make, processor: Any, pictures: Any
 ) -> None:

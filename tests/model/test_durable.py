@@ -1,4 +1,6 @@
+import json
 import os
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,14 @@ def test_weights_are_checked_against_the_manifest_at_load(tmp_path: Path) -> Non
     save_file({"w": np.zeros(8, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="incomplete or damaged: model.safetensors has"):
         check_weight_files(tmp_path)
+
+
+def test_manifests_with_the_digests_of_the_first_days_are_understood(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    parts = blake2b(b"abc", digest_size=32).digest()
+    digest = blake2b(parts, digest_size=32).hexdigest()
+    manifest = {"format": 1, "files": {"a": {"size": 3, "digest": digest}}}
+    (tmp_path / durable.MANIFEST).write_text(json.dumps(manifest))
+    assert durable.find_damage(tmp_path, digests=True) is None
+    (tmp_path / "a").write_bytes(b"abd")
+    assert "a has other contents" in str(durable.find_damage(tmp_path, digests=True))

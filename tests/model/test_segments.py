@@ -177,6 +177,17 @@ def test_segments_that_do_not_fill_the_row_are_refused(model):
         model(input_ids=random_ids(10)[None], segments=[(9, 0, 0)])
 
 
+def test_a_prefix_may_be_any_stretch_of_the_row(model):
+    ids = torch.randint(3, 400, (1, 24))
+    alone = model(input_ids=ids).logits[0, 12:]
+    for before in ([(12, 0, 0)], [(6, 0, 0), (6, 0, 6)], [(20, 0, 0)]):
+        row = (
+            torch.cat([ids[:, :12], ids[:, :8], ids[:, 12:]], dim=1) if before[0][0] == 20 else ids
+        )
+        found = model(input_ids=row, segments=[*before, (12, 0, 12)]).logits[0, -12:]
+        assert_close(found, alone, **EXACT)
+
+
 def test_many_documents_cost_no_gradients_of_the_whole_row(model):
     def made(count):
         ids = torch.randint(3, 400, (1, 512))

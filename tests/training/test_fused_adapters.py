@@ -77,6 +77,24 @@ def test_peft_merges_and_unmerges_them(tiny_folder: Any, safe: bool) -> None:
     assert_close(merged, plain.merge_and_unload().state_dict())
 
 
+@pytest.mark.parametrize("safe", [False, True])
+def test_merging_leaves_the_type_of_the_base(tiny_folder: Any, safe: bool) -> None:
+    fused = adapted(tiny_folder, torch.bfloat16)
+    fuse_products(fused, in_place=True)
+    before = {name: value.dtype for name, value in fused.state_dict().items()}
+    fused.merge_adapter(safe_merge=safe)
+    fused.unmerge_adapter()
+    assert {name: value.dtype for name, value in fused.state_dict().items()} == before
+
+
+def test_an_adapter_can_be_made_anew(tiny_folder: Any) -> None:
+    fused = adapted(tiny_folder, torch.float32)
+    fuse_products(fused, in_place=True)
+    module = next(m for m in fused.modules() if hasattr(m, "lora_variant"))
+    module.update_layer("default", r=2, lora_alpha=4, config=fused.peft_config["default"])
+    assert module.lora_A["default"].weight.shape[0] == 2
+
+
 def test_doras_magnitudes_are_left_to_peft(tiny_folder: Any) -> None:
     config = LoraConfig(r=4, target_modules=["qkv_proj"], use_dora=True)
     model = get_peft_model(load_model(tiny_folder), config)

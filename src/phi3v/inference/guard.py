@@ -112,7 +112,7 @@ class Guard:
             return
         headers = {key.decode("latin-1").lower(): value for key, value in scope["headers"]}
         if refusal := self._look_at(scope, headers):
-            await self._refuse(receive, send, refusal)
+            await self._refuse(send, refusal, receive)
             return
         watch = _Watch(self, receive, send)
         try:
@@ -123,15 +123,16 @@ class Guard:
         finally:
             self._open_bytes -= watch.counted
         if watch.refusal is not None and not watch.started:
-            await self._refuse(receive, send, watch.refusal)
+            await self._refuse(send, watch.refusal, None if watch.complete else receive)
 
-    async def _refuse(self, receive: Receive, send: Send, refusal: Refusal) -> None:
+    async def _refuse(self, send: Send, refusal: Refusal, receive: Receive | None) -> None:
         logging.getLogger(__name__).info("%d %s", refusal.status, refusal.message)
         body = json.dumps(refusal.body()).encode()
         headers = _encode(refusal.headers() | {"content-length": str(len(body))})
         await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": True})
-        await self._discard(receive)
+        if receive is not None:
+            await self._discard(receive)
         await send({"type": "http.response.body", "body": b""})
 
     async def _discard(self, receive: Receive) -> None:
@@ -197,16 +198,16 @@ class _Watch:
         self._receive = receive
         self._send = send
         self._until = asyncio.get_running_loop().time() + guard.body_seconds
-        self._complete = False
+        self.complete = False
         self.counted = 0
         self.refusal: Refusal | None = None
         self.started = False
 
     async def receive(self) -> Message:
-        if self._complete:
-            return await self._receive()
         if self.refusal is not None:
             return {"type": "http.disconnect"}
+        if self.complete:
+            return await self._receive()
         left = self._until - asyncio.get_running_loop().time()
         try:
             message = await asyncio.wait_for(self._receive(), left)
@@ -216,10 +217,8 @@ class _Watch:
             return {"type": "http.disconnect"}
         self.counted += len(message.get("body", b""))
         self.refusal = self._guard.count(len(message.get("body", b"")), self.counted)
-        if self.refusal is not None:
-            return {"type": "http.disconnect"}
-        self._complete = not message.get("more_body", False)
-        return message
+        self.complete = not message.get("more_body", False)
+        return message if self.refusal is None else {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
         if self.refusal is None or self.started:

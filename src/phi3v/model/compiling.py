@@ -24,11 +24,24 @@ from phi3v.model.rotary import apply_rotary
 
 logger = logging.getLogger(__name__)
 
+_MOST_CODES = 64
+
 
 @functools.cache
 def _compiled(function: Any, backend: str) -> Any:
     """Compile a function once for all layers and models."""
-    return torch.compile(function, backend=backend)
+    return _compile(function, backend=backend)
+
+
+def _compile(function: Any, **options: Any) -> Any:
+    """Compile with room for the codes that a run can need.
+
+    One or several rows, one place or several, with gradients or without, in training, evaluation
+    and generation are about twenty; beyond its limit of eight the compiler would give up.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _MOST_CODES)
+    return torch.compile(function, **options)
 
 
 def fuse_elementwise(model: nn.Module, backend: str = "inductor") -> None:
@@ -72,7 +85,7 @@ def compile_layers(model: nn.Module, backend: str = "inductor", mode: str | None
 
 
 def _compile_method(module: nn.Module, name: str, backend: str, mode: str | None) -> None:
-    setattr(module, name, torch.compile(getattr(module, name), backend=backend, mode=mode))
+    setattr(module, name, _compile(getattr(module, name), backend=backend, mode=mode))
 
 
 def can_fuse(device: torch.device) -> bool:

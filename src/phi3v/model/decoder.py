@@ -157,7 +157,7 @@ class Phi3VMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Transform (B, T, H) to (B, T, H)."""
+        """Transform (..., H) to (..., H)."""
         return self.down_proj(self.activate(self.gate_up_proj(hidden_states)))
 
 

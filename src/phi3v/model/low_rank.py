@@ -52,6 +52,7 @@ def add_low_rank(
         (..., out), the sum.
     """
     weight = weight.to(base.dtype)
+    in_place = in_place and not torch.compiler.is_compiling()
     if in_place and not base._is_view() and base.is_contiguous():
         return _AddLowRank.apply(base, low, weight, scaling)
     rows = base.reshape(-1, base.shape[-1])

@@ -102,8 +102,9 @@ class Phi3VForCausalLM(  # type: ignore[misc]
         output_places = None
         if labels is not None:
             label_places = find_label_places(labels) if label_places is None else label_places
-            # Where nothing is supervised all is decoded: all ranks must run the same modules.
-            if label_places.numel() and not output_hidden_states:
+            # Without a label all is decoded: all ranks must run the same modules. With one, too:
+            # compiled code would be made again for a single row.
+            if label_places.numel() > 1 and not output_hidden_states:
                 output_places = label_places - 1
         elif not output_hidden_states:
             tokens = input_ids if inputs_embeds is None else inputs_embeds

@@ -109,10 +109,15 @@ def segment_attention(
     for number, segment in enumerate(segments):
         seen = keys[number], values[number]
         if segment.prefix_length:
-            prefix, end = at[segment.prefix_start], segment.prefix_length
+            first, count = segment.prefix_start, segment.prefix_length
+            piece = at.get(first)
+            if piece is not None and lengths[piece] == count:
+                prefix = keys[piece], values[piece]
+            else:
+                prefix = key.narrow(2, first, count), value.narrow(2, first, count)
             seen = (
-                torch.cat([keys[prefix][:, :, :end], seen[0]], dim=2),
-                torch.cat([values[prefix][:, :, :end], seen[1]], dim=2),
+                torch.cat([prefix[0], seen[0]], dim=2),
+                torch.cat([prefix[1], seen[1]], dim=2),
             )
         mask = segment_mask(segment, window, query.device)
         if eager:

@@ -171,6 +171,10 @@ class _Fused(LoraVariant):
         self.in_place = in_place
 
     @staticmethod
+    def init(*_: Any, **__: Any) -> None:
+        """Nothing is kept beside the adapter's own matrices."""
+
+    @staticmethod
     def forward(
         module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **_: Any
     ) -> Tensor:
@@ -178,13 +182,14 @@ class _Fused(LoraVariant):
         first, second = module.lora_A[active_adapter], module.lora_B[active_adapter]
         low = first(module.lora_dropout[active_adapter](x))
         scaling = module.scaling[active_adapter]
-        if low.dtype != result.dtype or second.bias is not None:
+        is_partitioned = hasattr(second.weight, "ds_id")
+        if low.dtype != result.dtype or second.bias is not None or is_partitioned:
             return result + second(low) * scaling
         return add_low_rank(result, low, second.weight, scaling, in_place=own.in_place)
 
     @staticmethod
     def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        return orig_weight + module.get_delta_weight(active_adapter)
+        return orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
 
     @staticmethod
     def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
@@ -192,7 +197,7 @@ class _Fused(LoraVariant):
 
     @staticmethod
     def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        return orig_weight - module.get_delta_weight(active_adapter)
+        return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
 
 
 def fuse_products(model: nn.Module, *, in_place: bool) -> None:
