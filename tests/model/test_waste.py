@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tests.model.counting import peak_bytes
 from torch.testing import assert_close
 
 from phi3v import load_model, load_processor
@@ -110,6 +111,16 @@ def test_logits_of_the_last_places_are_those_of_all(tiny_folder: Path, count: in
     for one, other in zip(found.past_key_values.layers, every.past_key_values.layers, strict=True):
         assert_close(one.keys, other.keys)
         assert_close(one.values, other.values)
+
+
+def test_no_layer_holds_its_input_where_no_gradient_is_wanted(make_model: Any) -> None:
+    def peak(num_layers: int) -> int:
+        model = make_model(num_hidden_layers=num_layers).eval()
+        ids = torch.randint(3, 90, (1, 200))
+        with torch.no_grad():
+            return peak_bytes(lambda: model(input_ids=ids, use_cache=False, logits_to_keep=1))
+
+    assert peak(8) == peak(3)
 
 
 def test_nothing_supervised_decodes_all(tiny_folder: Path) -> None:

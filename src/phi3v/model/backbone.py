@@ -184,8 +184,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Decode; see ``Phi3VForCausalLM.forward`` for the arguments.
 
-        But for the `output_places` (L,) of the flattened (B * T), the last layer ends with keys and
-        values; None means all.
+        But for the `output_places` (L,) of the flattened (B * T), the last layer ends with its
+        attention; None means all.
 
         Returns:
             ``last_hidden_state`` (B, T, H), or (1, L, H), after the final norm, the cache, and,
@@ -225,7 +225,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
             )
         hidden_states, collected = inputs_embeds, []
         for layer in self.layers:
-            collected.append(hidden_states)
+            if output_hidden_states:
+                collected.append(hidden_states)
             if layer is self.layers[-1]:
                 kwargs["output_places"] = output_places
             options = {"past_key_values": past_key_values, **row.options, **kwargs}
