@@ -40,7 +40,8 @@ def _compile(function: Any, **options: Any) -> Any:
     and generation are about twenty; beyond its limit of eight the compiler would give up.
     """
     config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, _MOST_CODES)
+    # Its name in torch 2.6, and another name of `recompile_limit` since.
+    config.cache_size_limit = max(config.cache_size_limit, _MOST_CODES)
     return torch.compile(function, **options)
 
 
