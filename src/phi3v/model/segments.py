@@ -10,6 +10,7 @@ Letters: T tokens of the row, Q tokens of a segment, P tokens of its prefix, W w
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,7 +106,7 @@ def segment_attention(
     lengths = [segment.length for segment in segments]
     # Split at once: each slice would give the whole row a gradient of its own.
     queries, keys, values = (one.split(lengths, dim=2) for one in (query, key, value))
-    at = {sum(lengths[:number]): number for number in range(len(lengths))}
+    at = dict(zip(accumulate(lengths, initial=0), range(len(lengths)), strict=False))
     for number, segment in enumerate(segments):
         seen = keys[number], values[number]
         if segment.prefix_length:
