@@ -26,6 +26,8 @@ from benchmarks.step import memory_mb
 from phi3v.model.tiny import write_tiny_checkpoint
 
 _HIDDEN, _INNER, _VOCABULARY, _RANK = 3072, 8192, 32064, 16
+# Seconds before each measurement.
+_PAUSE = 10
 _LINEARS = {
     "self_attn.qkv_proj": (3 * _HIDDEN, _HIDDEN),
     "self_attn.o_proj": (_HIDDEN, _HIDDEN),
@@ -125,11 +127,15 @@ def is_identical(base: Path, adapter: Path, merged: Path) -> bool:
 
 
 def compare(folder: Path, megabytes: int, rounds: int) -> dict[str, Any]:
-    """Merge and copy in turn."""
+    """Merge and copy in turn, each into the same free memory.
+
+    A machine may take a while to give its free memory back; who comes first would find it there.
+    """
     base, adapter, size = write_folders(folder, megabytes)
-    merges, copies = [], []
+    merges, copies, target = [], [], folder / "written"
     for turn in range(rounds):
-        words = ["--once", str(adapter), str(folder / f"merged-{turn}")]
+        time.sleep(_PAUSE)
+        words = ["--once", str(adapter), str(target)]
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.merging", *words],
             capture_output=True,
@@ -138,11 +144,12 @@ def compare(folder: Path, megabytes: int, rounds: int) -> dict[str, Any]:
             cwd=Path(__file__).resolve().parent.parent,
         )
         merges.append(json.loads(done.stdout))
-        copies.append(copy_once(base, folder / f"copied-{turn}"))
-        identical = turn > 0 or is_identical(base, adapter, folder / f"merged-{turn}")
+        identical = turn > 0 or is_identical(base, adapter, target)
         assert identical, "merged weights differ from merging in memory"
-        shutil.rmtree(folder / f"merged-{turn}")
-        shutil.rmtree(folder / f"copied-{turn}")
+        shutil.rmtree(target)
+        time.sleep(_PAUSE)
+        copies.append(copy_once(base, target))
+        shutil.rmtree(target)
     middle = {
         field: [statistics.median(one[field] for one in runs) for runs in (merges, copies)]
         for field in ("cpu_s", "wall_s")

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phi3v.data.packing import BalancedSampler, PackedDataset, Packs, balanced_order, plan_packs
+from phi3v.data.balancing import BalancedSampler, balanced_order
+from phi3v.data.packing import PackedDataset, Packs, plan_packs
 
 
 @given(
@@ -126,20 +127,38 @@ def test_too_few_samples_for_the_processes_are_refused():
 
 
 class Letters(list):
+    """Examples that are letters; a dot stands for one that could not be read."""
+
+    def __getitem__(self, position):
+        letter = super().__getitem__(position)
+        return {"input_ids": letter, "is_bad": True} if letter == "." else {"input_ids": letter}
+
     def stand_in(self):
-        return "nothing"
+        return {"input_ids": "nothing"}
+
+
+def letters_of(dataset):
+    return [
+        [[one["input_ids"] for one in group] for group in dataset[index]]
+        for index in range(len(dataset))
+    ]
 
 
 def test_samples_that_fill_a_pack_each_are_shared_out_over_more_processes():
     lengths = np.full(5, 100)
     packs = plan_packs(lengths, 50, seed=0, num_ranks=4)
     assert sorted(packs.sums(lengths).tolist()) == [0, 0, 0, 100, 100, 100, 100, 100]
-    dataset = PackedDataset(Letters("abcde"), packs)
-    items = [group for index in range(len(dataset)) for group in dataset[index]]
+    items = sum(letters_of(PackedDataset(Letters("abcde"), packs)), [])
     assert sorted(items) == [["a"], ["b"], ["c"], ["d"], ["e"], *[["nothing"]] * 3]
 
 
 def test_an_item_holds_the_examples_of_its_groups():
     packs = Packs(np.array([1, 0]), np.array([0, 1, 2]))
     dataset = PackedDataset(Letters("abc"), packs, [[0, 2], [1]])
-    assert [dataset[index] for index in range(len(dataset))] == [[["b"]], [["a", "c"]]]
+    assert letters_of(dataset) == [[["b"]], [["a", "c"]]]
+
+
+def test_an_unreadable_example_leaves_the_others_of_its_group_together():
+    packs = Packs(np.array([0, 1]), np.array([0, 1, 2]))
+    dataset = PackedDataset(Letters("a.b.."), packs, [[0, 1, 2], [3, 4]])
+    assert letters_of(dataset) == [[["a", "b"], ["."]], [["."], ["."]]]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from tests.training.conftest import record
 
+from phi3v.data.packing import PackedDataset
 from phi3v.model.cost import forward_cost
 from phi3v.model.loading import load_config, load_processor
-from phi3v.training.batching import pack_training_set
+from phi3v.training.batching import Batch, largest_batch, measure_rows, pack_training_set
 from phi3v.training.datasets import build_datasets
 from phi3v.training.flags import parse_arguments
 from phi3v.training.operations import needed_operations
@@ -60,6 +61,7 @@ def test_packs_know_the_operations_of_their_documents(
     arguments, _ = parse_arguments(words)
     config = load_config(arguments.model.model_id)
     dataset, _ = build_datasets(arguments.data, load_processor(arguments.model.model_id))
+    arguments.training.per_device_train_batch_size = 1
     packs = pack_training_set(dataset, config, arguments)
     lengths = np.array(dataset.lengths())
     singles = [dataset[position] for position in range(5)]
@@ -71,6 +73,7 @@ def test_packs_know_the_operations_of_their_documents(
     sizes["crops"] += [len(one["image_sizes"]) for one in singles]
     own = needed_operations(config, FROZEN_TOWER, lengths=lengths, **sizes)
     assert packs.costs.sum() == pytest.approx(own.sum())
+    assert largest_batch(dataset, packs, arguments.training) == _largest(packs)
 
     arguments.training.share_images = True
     shared = pack_training_set(dataset, config, arguments)
@@ -87,3 +90,31 @@ def test_packs_know_the_operations_of_their_documents(
         squares=squares,
     )
     assert shared.costs.sum() == pytest.approx(float(group) + own[3:].sum())
+    assert largest_batch(dataset, shared, arguments.training) == _largest(shared)
+
+
+def _largest(packs: PackedDataset) -> Batch:
+    """Count what the packs hold themselves, a shared beginning once."""
+    labels, crops = [], []
+    for pack in packs:
+        row = [one for group in pack for one in group]
+        pictured = [group[0] for group in pack if "pixel_values" in group[0]]
+        labels.append(sum(int((one["labels"] != -100).sum()) for one in row))
+        crops.append(sum(len(one["pixel_values"]) + len(one["image_sizes"]) for one in pictured))
+    return Batch(int(packs.tokens.max()), max(labels), max(crops))
+
+
+def test_rows_that_stay_empty_are_told_with_longer_ones(flags: list[str], tmp_path: Path) -> None:
+    arguments, _ = parse_arguments([*flags, "--output_dir", str(tmp_path), "--packing"])
+    training = arguments.training
+    training.pack_tokens = 1000
+    # Three of 410 fill rows of 1,250; three of 400 leave too much of any.
+    rows = measure_rows(3, np.full(6, 410), training)
+    assert rows == {
+        "tokens": 1000,
+        "count": 3,
+        "full": 0.82,
+        "fuller": {"tokens": 1250, "full": 2460 / 2500},
+    }
+    assert measure_rows(3, np.full(6, 400), training)["fuller"] is None
+    assert measure_rows(2, np.full(6, 330), training)["full"] == 0.99

@@ -193,13 +193,19 @@ def test_the_cost_of_a_cache_of_features_counts_equal_pictures_once(
     assert max(map(len, printed.splitlines())) <= 80
 
 
-def test_an_epoch_computes_shared_pictures_once(flags: list[str], tmp_path: Path) -> None:
+def test_an_epoch_computes_shared_pictures_once(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "plan.json"
     epochs = []
-    for words in ([], ["--packing"], ["--packing", "--share_images"]):
+    for words in ([], ["--packing"], ["--packing", "--share_images", "--num_gpus", "3"]):
         assert main([*flags, *words, "--json", str(file)]) == 0
         epochs.append(json.loads(file.read_text())["epoch"])
     alone, packed, shared = epochs
+    assert alone["rows"] is None and packed["rows"]["count"] == 1 == packed["batches"]
+    # One for each GPU.
+    assert shared["rows"]["count"] == 3
+    assert "rows             3 of 8,192 tokens, " in capsys.readouterr().out
     assert alone["operations"] == pytest.approx(packed["operations"])
     assert alone["tokens"] == shared["tokens"]
     assert alone["shared_tokens"] == packed["shared_tokens"] == 0 < shared["shared_tokens"]

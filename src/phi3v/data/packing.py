@@ -1,16 +1,16 @@
-"""Filling rows with whole documents: the plan of packs, and their order over ranks.
+"""Filling rows with whole documents: the plan of packs, and what they hold.
 
 Everything works on lengths and costs alone, before a picture is opened. Letters: U units
 (documents, or groups of documents that share a prefix), K packs.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from phi3v.data.encoding import Example
 
@@ -132,27 +132,13 @@ def _split_to_multiple(packs: list[list[int]], num_ranks: int) -> None:
         packs.append(pack[len(pack) // 2 :])
 
 
-def balanced_order(
-    costs: np.ndarray, num_ranks: int, seed: int, *, batch_size: int = 1
-) -> np.ndarray:
-    """Order packs so that those which run at the same time cost the same.
+@dataclass(frozen=True)
+class UnitSizes:
+    """What every unit holds, each shared token and picture counted once; int64 (U,) each."""
 
-    Args:
-        costs: (K,) cost of every pack in any unit, K a multiple of ``num_ranks``.
-        num_ranks: Number of ranks; consecutive batches run side by side on them.
-        seed: Decides the order of the steps, and which rank gets which pack.
-        batch_size: Packs of a batch.
-
-    Returns:
-        int64 (K,) numbers of the packs.
-    """
-    random = np.random.default_rng(seed)
-    steps = np.argsort(costs, kind="stable").reshape(-1, num_ranks)
-    steps = random.permuted(steps, axis=1)
-    steps = random.permutation(steps)
-    num_whole = len(steps) // batch_size * batch_size
-    batches = steps[:num_whole].reshape(-1, batch_size, num_ranks).swapaxes(1, 2)
-    return np.concatenate([batches.ravel(), steps[num_whole:].ravel()])
+    tokens: np.ndarray
+    crops: np.ndarray
+    labels: np.ndarray
 
 
 class _Examples(Protocol):
@@ -171,7 +157,7 @@ class PackedDataset(Dataset[list[list[Example]]]):
         packs: The plan over units.
         groups: Positions in the data set that form each unit; None means every example is one.
         costs: (K,) cost of every pack; None means that all cost the same.
-        tokens: (K,) tokens of every pack, where they are known.
+        units: What every unit holds; None means that nothing is known.
     """
 
     def __init__(
@@ -181,13 +167,19 @@ class PackedDataset(Dataset[list[list[Example]]]):
         groups: Sequence[Sequence[int]] | None = None,
         *,
         costs: np.ndarray | None = None,
-        tokens: np.ndarray | None = None,
+        units: UnitSizes | None = None,
     ) -> None:
+        nothing = np.zeros(len(packs.units), np.int64)
         self.dataset = dataset
         self.packs = packs
         self.groups = groups
         self.costs = np.ones(len(packs)) if costs is None else costs
-        self.tokens = np.zeros(len(packs), np.int64) if tokens is None else tokens
+        self.units = UnitSizes(nothing, nothing, nothing) if units is None else units
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Tokens of every pack; (K,)."""
+        return self.packs.sums(self.units.tokens)
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -196,37 +188,12 @@ class PackedDataset(Dataset[list[list[Example]]]):
         units = self.packs[pack].tolist()
         if not units:
             return [[self.dataset.stand_in()]]
-        groups = [[unit] if self.groups is None else self.groups[unit] for unit in units]
-        return [[self.dataset[position] for position in group] for group in groups]
-
-
-class BalancedSampler(Sampler[int]):
-    """Yields the packs of an epoch so that ranks finish their steps together.
-
-    Args:
-        costs: (K,) cost of every pack.
-        num_ranks: Number of processes; consecutive batches go to different ones.
-        seed: Base of the seed of every epoch.
-        batch_size: Packs of a batch.
-    """
-
-    def __init__(
-        self, costs: np.ndarray, num_ranks: int, seed: int, *, batch_size: int = 1
-    ) -> None:
-        self.costs = costs
-        self.num_ranks = num_ranks
-        self.seed = seed
-        self.batch_size = batch_size
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.costs)
-
-    def __iter__(self) -> Iterator[int]:
-        seed = self.seed + self.epoch
-        order = balanced_order(self.costs, self.num_ranks, seed, batch_size=self.batch_size)
-        yield from order.tolist()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of another epoch."""
-        self.epoch = epoch
+        items = []
+        for unit in units:
+            positions = [unit] if self.groups is None else self.groups[unit]
+            examples = [self.dataset[position] for position in positions]
+            # What could not be read has no beginning in common with the others.
+            bad = [[one] for one in examples if one.get("is_bad")]
+            good = [one for one in examples if not one.get("is_bad")]
+            items += [good, *bad] if good else bad
+        return items

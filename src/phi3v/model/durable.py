@@ -77,16 +77,21 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest of a finished folder, and sync all of it."""
+    """Write the manifest of a finished folder, and sync all of it.
+
+    The disk takes the files while they are read for their digests.
+    """
     (folder / MANIFEST).unlink(missing_ok=True)
-    files = {
-        path.relative_to(folder).as_posix(): {
-            "size": path.stat().st_size,
-            "digest": file_digest(path),
+    with ThreadPoolExecutor(1) as disk:
+        synced = disk.submit(sync_folder, folder)
+        files = {
+            path.relative_to(folder).as_posix(): {
+                "size": path.stat().st_size,
+                "digest": file_digest(path),
+            }
+            for path in _files(folder)
         }
-        for path in _files(folder)
-    }
-    sync_folder(folder)
+        synced.result()
     write_text(folder / MANIFEST, json.dumps({"format": 1, "files": files}, indent=2) + "\n")
     sync_file(folder)
 

@@ -100,12 +100,14 @@ def _base_folder(name: str) -> Path:
 
 
 def _merge_streaming(adapter: Adapter, base_folder: Path, target: Path) -> None:
+    files = weight_files(base_folder)
     with ThreadPoolExecutor(1) as disk:
         synced = []
-        for file in weight_files(base_folder):
+        for file in files:
             rewrite_weights(file, target / file.name, adapter.change_of)
-            # The disk takes it while the next one is computed.
-            synced.append(disk.submit(sync_file, target / file.name))
+            # The disk takes it while the next one is computed, and the last while ``seal`` reads.
+            if file != files[-1]:
+                synced.append(disk.submit(sync_file, target / file.name))
         for one in synced:
             one.result()
     if unused := adapter.unused():

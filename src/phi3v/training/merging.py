@@ -89,11 +89,16 @@ class Adapter:
             # A table's rows are what its adapter reads.
             down, up = up.float().T, down.float().T
         _check_shape(name, shape, (up.shape[0], down.shape[1]))
+        scale = self.scale
+        if math.frexp(scale)[0] == 0.5:
+            # A power of two rounds nothing, wherever it is applied.
+            up, scale = up * scale, 1.0
 
         def change(rows: slice, block: Tensor, room: Tensor) -> Tensor:
             block = block if replaced is None else replaced(rows, block, room)
             # Rounded step by step, as PEFT does it; addmm would fuse scale and sum.
-            changed = torch.mm(up[rows], down, out=room).mul_(self.scale).add_(block)
+            changed = torch.mm(up[rows], down, out=room)
+            changed = (changed if scale == 1 else changed.mul_(scale)).add_(block)
             if magnitude is None:
                 return changed
             return changed * (magnitude[rows].float() / changed.norm(dim=1))[:, None]

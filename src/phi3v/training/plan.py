@@ -13,7 +13,13 @@ import numpy as np
 from phi3v.data.dataset import SupervisedDataset
 from phi3v.model.loading import load_config, load_processor
 from phi3v.training.activations import REGIMES, USABLE
-from phi3v.training.batching import Batch, largest_batch, pack_training_set, settle_batch_size
+from phi3v.training.batching import (
+    Batch,
+    largest_batch,
+    measure_rows,
+    pack_training_set,
+    settle_batch_size,
+)
 from phi3v.training.checks import check_arguments
 from phi3v.training.datasets import build_datasets
 from phi3v.training.estimate import make_model, memory_of, trains
@@ -92,8 +98,15 @@ def read_words(argv: list[str]) -> tuple[argparse.Namespace, RunArguments]:
     return own, arguments
 
 
-def measure_data(arguments: RunArguments, config: Any) -> tuple[Batch, dict[str, Any]]:
+def measure_data(
+    arguments: RunArguments, config: Any, num_gpus: int = 1
+) -> tuple[Batch, dict[str, Any]]:
     """Find the largest batch and the sums of an epoch, from the records' real lengths.
+
+    Args:
+        arguments: Those of the run.
+        config: Sizes of the model.
+        num_gpus: Processes that packs are spread over.
 
     Raises:
         ValueError: The records are streamed, so that nobody knows their lengths.
@@ -107,14 +120,14 @@ def measure_data(arguments: RunArguments, config: Any) -> tuple[Batch, dict[str,
     assert isinstance(dataset, SupervisedDataset)
     assert dataset.num_crops is not None and dataset.num_labels is not None
     lengths = np.array(dataset.lengths(), dtype=np.int64)
-    packs = None
+    packs, rows, computed = None, None, lengths
     if training.packing:
         settle_batch_size(arguments)
-        packs = pack_training_set(dataset, config, arguments)
+        packs = pack_training_set(dataset, config, arguments, num_ranks=num_gpus)
         # What is shared is computed once.
-        computed, costs = packs.tokens, packs.costs
+        computed, costs = packs.units.tokens, packs.costs
+        rows = measure_rows(len(packs), computed, training)
     else:
-        computed = lengths
         costs = needed_operations(
             config,
             plan_parts(arguments.model, arguments.lora),
@@ -130,6 +143,7 @@ def measure_data(arguments: RunArguments, config: Any) -> tuple[Batch, dict[str,
         "tokens": int(lengths.sum()),
         "shared_tokens": int(lengths.sum() - computed.sum()),
         "batches": num_batches,
+        "rows": rows,
         "labels": int(dataset.num_labels.sum()),
         "distinct_crops": dataset.num_distinct_crops,
         "operations": float(costs.sum()),
@@ -146,7 +160,7 @@ def make_plan(own: argparse.Namespace, arguments: RunArguments) -> dict[str, Any
     for hint in check_arguments(*arguments[:4]):
         logging.warning(hint)
     config = load_config(arguments.model.model_id)
-    batch, epoch = measure_data(arguments, config)
+    batch, epoch = measure_data(arguments, config, own.num_gpus)
     model = make_model(arguments, config)
     memory, peak = GPUS[own.gpu]
     total = parse_gigabytes(own.gpu_memory) if own.gpu_memory else memory * 1e9

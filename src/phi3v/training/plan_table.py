@@ -52,10 +52,19 @@ def _last_lines(plan: dict[str, Any]) -> list[str]:
         f"epoch            {epoch['samples']:,} samples, {epoch['tokens']:,} tokens, "
         f"{epoch['operations']:.2e} operations",
         *([f"{'':<17}{shared:,} of the tokens are shared"] if shared else []),
+        *(_row_lines(epoch["rows"]) if epoch["rows"] else []),
         f"time             {_duration(epoch['seconds'])} an epoch at MFU {epoch['mfu']:g} of "
         f"{gpu['count']} x {gpu['name']}",
         *(_cache_lines(cache) if cache else []),
     ]
+
+
+def _row_lines(rows: dict[str, Any]) -> list[str]:
+    fuller, count = rows["fuller"], rows["count"]
+    line = f"rows             {count:,} of {rows['tokens']:,} tokens, {rows['full']:.1%} full"
+    if not fuller:
+        return [line]
+    return [f"{line};", f"{'':<17}{fuller['full']:.1%} with --pack_tokens {fuller['tokens']}"]
 
 
 def _cache_lines(cache: dict[str, Any]) -> list[str]:

@@ -23,8 +23,8 @@ _TYPES = {
 # Blocks that stay in the cache of a core take a third of the time of large ones.
 _BLOCK_BYTES = 1 << 20
 _THREADS = 4
-# Gets the rows, their stored values, and room for as many in float32, which it may return; returns
-# the new values of the same shape.
+# Gets the rows, their values in float32, and room for as many, which it may return; returns the new
+# values of the same shape.
 Change = Callable[[slice, Tensor, Tensor], Tensor]
 
 
@@ -87,15 +87,15 @@ class _Rooms(threading.local):
     """Memory of a thread for one block, used again: new memory costs more than the block's work."""
 
     def __init__(self) -> None:
-        self._stored, self._wide = bytearray(), torch.empty(0)
+        self._stored, self._wide = bytearray(), torch.empty(2, 0)
 
     def get(self, num_bytes: int, numel: int) -> tuple[memoryview, Tensor]:
-        """Return room for stored bytes, and for numbers in float32."""
+        """Return room for stored bytes, and twice for their numbers in float32."""
         if len(self._stored) < num_bytes:
             self._stored = bytearray(num_bytes)
-        if self._wide.numel() < numel:
-            self._wide = torch.empty(numel)
-        return memoryview(self._stored)[:num_bytes], self._wide[:numel]
+        if self._wide.shape[1] < numel:
+            self._wide = torch.empty(2, numel)
+        return memoryview(self._stored)[:num_bytes], self._wide[:, :numel]
 
 
 def _rewrite_block(
@@ -111,11 +111,12 @@ def _rewrite_block(
     numel = math.prod(shape)
     if not numel:
         return
-    stored, wide = rooms.get(numel * dtype.itemsize, numel)
+    stored, (wide, room) = rooms.get(numel * dtype.itemsize, numel)
     _check_length(os.preadv(file, [stored], place), len(stored))
     block = torch.frombuffer(stored, dtype=dtype).view(shape)
+    values = wide.view(shape).copy_(block)
     # Rounded into its own place.
-    block.copy_(change(rows, block, wide.view(shape)))
+    block.copy_(change(rows, values, room.view(shape)))
     _check_length(os.pwrite(out, stored, place), len(stored))
 
 

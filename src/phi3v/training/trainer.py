@@ -10,8 +10,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from phi3v.data.answered import AnswerScorer
+from phi3v.data.balancing import BalancedSampler
 from phi3v.data.collator import Collator
-from phi3v.data.packing import BalancedSampler, PackedDataset
+from phi3v.data.packing import PackedDataset
 from phi3v.data.streaming import StreamedExamples
 from phi3v.model.processing import Phi3VProcessor
 from phi3v.training.answers import show_answers
