@@ -132,6 +132,8 @@ def compare(folder: Path, megabytes: int, rounds: int) -> dict[str, Any]:
     A machine may take a while to give its free memory back; who comes first would find it there.
     """
     base, adapter, size = write_folders(folder, megabytes)
+    # The disk is still busy with them.
+    os.sync()
     merges, copies, target = [], [], folder / "written"
     for turn in range(rounds):
         time.sleep(_PAUSE)
