@@ -82,18 +82,22 @@ def seal(folder: Path) -> None:
     The disk takes the files while they are read for their digests.
     """
     (folder / MANIFEST).unlink(missing_ok=True)
-    with ThreadPoolExecutor(1) as disk:
-        synced = disk.submit(sync_folder, folder)
-        files = {
-            path.relative_to(folder).as_posix(): {
-                "size": path.stat().st_size,
-                "digest": file_digest(path),
-            }
-            for path in _files(folder)
-        }
-        synced.result()
-    write_text(folder / MANIFEST, json.dumps({"format": 1, "files": files}, indent=2) + "\n")
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(_describe_files, folder)
+        sync_folder(folder)
+        manifest = {"format": 1, "files": reading.result()}
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     sync_file(folder)
+
+
+def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        path.relative_to(folder).as_posix(): {
+            "size": path.stat().st_size,
+            "digest": file_digest(path),
+        }
+        for path in _files(folder)
+    }
 
 
 def is_sealed(folder: Path) -> bool:
