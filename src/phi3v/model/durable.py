@@ -82,22 +82,17 @@ def seal(folder: Path) -> None:
     The disk takes the files while they are read for their digests.
     """
     (folder / MANIFEST).unlink(missing_ok=True)
+    paths = list(_files(folder))
     with ThreadPoolExecutor(1) as reader:
-        reading = reader.submit(_describe_files, folder)
+        digests = reader.map(file_digest, paths)
         sync_folder(folder)
-        manifest = {"format": 1, "files": reading.result()}
+        files = {
+            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "digest": digest}
+            for path, digest in zip(paths, digests, strict=True)
+        }
+    manifest = {"format": 1, "files": files}
     write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     sync_file(folder)
-
-
-def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    return {
-        path.relative_to(folder).as_posix(): {
-            "size": path.stat().st_size,
-            "digest": file_digest(path),
-        }
-        for path in _files(folder)
-    }
 
 
 def is_sealed(folder: Path) -> bool:
