@@ -69,7 +69,7 @@ def most_filled(lengths: np.ndarray, pack_tokens: int) -> float:
     fewest = shares.sum()
     for stretch in np.arange(1.01, 33, 0.01):
         whole, rest = np.floor(stretch), stretch % 1
-        # A little more than the unit would weigh, the wrong way by rounding, so a little less.
+        # A little less, so that rounding never adds to a weight.
         stretched = stretch * shares - 1e-9
         over = np.maximum(stretched % 1 - rest, 0) / (1 - rest)
         fewest = max(fewest, (np.floor(stretched) + over).sum() / whole)
